@@ -1,0 +1,306 @@
+"""The schema of a recipe: everything that a run can be told, with its default.
+
+Every section is frozen, and unknown keys are rejected. A validator may reject, but never fills in another section.
+Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are event time.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen section of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(Section):
+    """Where a run lives and with what it runs."""
+
+    dir: str = "runs/default"
+    """Folder of the run: report, log, resolved recipe, landing folder, and the store unless ``store.uri`` is set."""
+    name: str = "headrace"
+    ray_address: str = "local"
+    """"local" starts a Ray of its own, whatever RAY_ADDRESS says; anything else ("auto", a job's cluster) is joined."""
+    num_cpus: PositiveInt = 8
+    """Logical CPUs of a local Ray; more than the machine has is fine."""
+    num_workers: PositiveInt = 2
+    use_gpu: bool = False
+    torch_threads: PositiveInt = 1
+    """Threads of each training worker; part of what makes two runs equal to the byte."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 5
+    """How far trainers step back behind the replicas that answer users."""
+    max_increments: PositiveInt | None = None
+    """Stop after the cut of this number (the warm-up is 0); None: until stopped, or until a replayed log ends."""
+    max_restarts: Annotated[int, Field(ge=0)] = 10
+    """How often the supervisor starts training again after workers died without a commit in between."""
+
+
+class ReplayConfig(Section):
+    """Land a log as shards, in event time, into the run's own landing folder."""
+
+    slice_s: PositiveInt | None = 300
+    """Seconds of event time a shard; None: one shard for each file of the log."""
+    first_slice_s: PositiveInt | None = None
+    """Length of the first shard where it differs: the warm-up."""
+    speed: PositiveFloat | None = None
+    """Times real time; None: as fast as the workers take them."""
+    ahead: PositiveInt = 4
+    """How many shards may lie uncommitted before the replayer waits."""
+
+
+class SyntheticConfig(Section):
+    """A built-in stream with moving popularity, for trying things out."""
+
+    num_items: PositiveInt = 2000
+    events_per_shard: PositiveInt = 200
+    warmup_events: PositiveInt = 20000
+    """Events of the first shard."""
+    shard_interval_s: PositiveFloat = 1.0
+    """A shard lands this often, on the wall clock."""
+    num_shards: PositiveInt | None = None
+    """How many shards land in all, the first included; None: no end."""
+
+
+class FeedConfig(Section):
+    """Where shards land and how they become cuts."""
+
+    path: str | None = None
+    """Folder (or object-store URI) in which shards land; with ``feed.replay``, the log that is replayed."""
+    cut: Literal["events", "shard"] = "events"
+    """"events": all waiting shards up to ``max_events``; "shard": one each, never split (replays)."""
+    min_events: PositiveInt = 1
+    max_events: PositiveInt = 50000
+    max_wait_s: PositiveFloat = 1.0
+    """A cut is made when ``min_events`` wait, or the oldest shard has waited this long."""
+    poll_s: PositiveFloat = 0.05
+    warmup_shards: PositiveInt = 1
+    """The first shards, trained together as cut 0 with the warm-up budget."""
+    block_bytes: PositiveInt = 65536
+    """Size at which Ray Data hands rows on (ray's target_max_block_size)."""
+    duplicate_horizon_s: PositiveInt = 7 * 86400
+    """A second arrival of an ``event_id`` within this span of event time trains nothing."""
+    max_events_per_user: PositiveInt = 1000
+    """Rows of one user (else session) that one increment takes; further ones count as capped."""
+    session_gap_s: PositiveInt = 1800
+    """Where there is no session column: a user's new session begins after this much inactivity."""
+    replay: ReplayConfig | None = None
+    synthetic: SyntheticConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "FeedConfig":
+        if self.synthetic is not None and self.replay is not None:
+            raise ValueError("feed.synthetic and feed.replay exclude one another: keep one")
+        if self.max_events < self.min_events:
+            raise ValueError(f"feed.max_events ({self.max_events}) is below feed.min_events ({self.min_events})")
+        return self
+
+
+class ColumnsConfig(Section):
+    """The names that the shards use for what Headrace knows. None: the log has no such column."""
+
+    item_id: str = "item_id"
+    ts: str = "ts"
+    session_id: str | None = "session_id"
+    user_id: str | None = None
+    event: str | None = None
+    event_id: str | None = None
+    weight: str | None = None
+    request_id: str | None = None
+    position: str | None = None
+    propensity: str | None = None
+    bundle_version: str | None = None
+    context: tuple[str, ...] = ()
+    """Further columns to carry along."""
+    target_kinds: tuple[str, ...] = ()
+    """The kinds that are predicted; empty: all. Other kinds are context and are never counted."""
+
+    @model_validator(mode="after")
+    def _someone(self) -> "ColumnsConfig":
+        if self.session_id is None and self.user_id is None:
+            raise ValueError("columns.session_id or columns.user_id must name a column: interactions belong to someone")
+        if self.target_kinds and self.event is None:
+            raise ValueError("columns.target_kinds needs columns.event, the column that holds the kind")
+        return self
+
+
+class InputsConfig(Section):
+    """What the model sees of the past."""
+
+    context: Literal["session", "user"] = "session"
+    """Whose earlier events are the context of a query."""
+    max_events: PositiveInt = 50
+    """The newest events of a context that are read."""
+    sessions: Literal["sequence", "set"] = "sequence"
+    """"set": a session is a basket; the query is its start and its items are the targets."""
+
+
+class CatalogueConfig(Section):
+    """Which items exist and which may be answered."""
+
+    alive_s: PositiveInt | None = None
+    """Items whose last event is older than this, against the commit's watermark, are not answered. None: all are."""
+    initial_capacity: PositiveInt = 4096
+    """Rows of the item table at the start; it grows by doubling."""
+
+
+class HistoryConfig(Section):
+    """The past of sessions or users that go on in later increments."""
+
+    max_bytes: PositiveInt = 256 * 2**20
+    """Of all ranks together; the oldest rows go first."""
+
+
+class SasRecConfig(Section):
+    """A causal transformer over the context's items (SASRec, arXiv 1808.09781)."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    width: PositiveInt = 64
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 1
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    scores: Literal["dot", "cosine"] = "dot"
+    temperature: PositiveFloat = 0.0625
+    """Of cosine scores; dot products have none."""
+
+
+class SoftmaxConfig(Section):
+    """Cross-entropy over the whole eligible set."""
+
+    kind: Literal["softmax"] = "softmax"
+    examples: Literal["prefixes", "sessions"] = "prefixes"
+    """"prefixes": every prefix an example of its own; "sessions": a loss at every position of one pass."""
+
+
+class OnlineConfig(Section):
+    """Plain gradient updates, guarded."""
+
+    kind: Literal["online"] = "online"
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which the learning rate rises, counted since the optimizer was fresh."""
+    max_gradient_norm: PositiveFloat | None = 5.0
+    """The summed gradient is scaled down to this norm."""
+
+
+class TrainConfig(Section):
+    """How an increment is trained."""
+
+    batch: PositiveInt = 256
+    """Examples a step, over all ranks."""
+    learning_rate: PositiveFloat = 5e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over cut 0."""
+    epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes over every later cut."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic in a training step (autocast); weights and scores stay float32."""
+
+
+class PopularConfig(Section):
+    """Counts of every item, decayed by event time."""
+
+    kind: Literal["popular"] = "popular"
+    name: str = "popular"
+    half_life_s: PositiveFloat | None = None
+    """None: counts never fade."""
+
+
+class BlendConfig(Section):
+    """How the experts' probabilities are weighed (Soft-Bayes, arXiv 1901.02230)."""
+
+    eta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    share: Share = 0.0001
+    """Spread evenly over all experts at every query, so that no weight can die."""
+
+
+class EvaluationConfig(Section):
+    """What is scored before it is trained."""
+
+    eval_share: Share = 0.02
+    """Users (else sessions) that are never trained, by hash."""
+    max_queries: PositiveInt | None = 2000
+    """Queries scored in an increment, over all ranks; None: all."""
+    frozen_every: PositiveInt = 1
+    """The frozen model is scored in every n-th increment."""
+
+
+class GateConfig(Section):
+    """Hard rules that stand before publication."""
+
+    max_abs: PositiveFloat = 1e4
+    """reject: an entry of weights or optimizer state beyond this, or not a number."""
+    max_update_ratio: PositiveFloat = 1.0
+    """reject: the update's norm over the weights' norm (never applied to the warm-up)."""
+    max_churn: Share = 1.0
+    """hold: share of the probe queries' top 20 that changed."""
+    max_item_share: Share = 0.9
+    """reject: one item's share of the increment's events (increments of 100 events or more)."""
+    max_user_share: Share = 0.5
+    """reject: one user's (else session's) share of the increment's events (increments of 100 events or more)."""
+    num_probes: PositiveInt = 64
+    max_holds: PositiveInt = 10
+    """Holds in a row before an alert."""
+
+
+class StoreConfig(Section):
+    """Where commits and bundles are kept."""
+
+    uri: str | None = None
+    """None: ``store`` inside ``run.dir``."""
+    keep: PositiveInt = 20
+    """Commits that stay, beside warm-up, live and trusted."""
+
+
+class ServeConfig(Section):
+    """The replicas that answer."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0: any free port."""
+    num_replicas: PositiveInt = 1
+    poll_s: PositiveFloat = 0.1
+    """How often a replica looks at the pointer."""
+    max_batch: PositiveInt = 16
+    batch_wait_s: Annotated[float, Field(ge=0.0)] = 0.002
+    request_timeout_s: PositiveFloat = 5.0
+    max_queued: PositiveInt = 256
+    client_rps: Annotated[float, Field(ge=0.0)] = 10.0
+    """Requests a second that the run's own client sends all the while; 0: none."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    seed: int = 1
+    run: RunConfig = RunConfig()
+    feed: FeedConfig = FeedConfig()
+    columns: ColumnsConfig = ColumnsConfig()
+    inputs: InputsConfig = InputsConfig()
+    catalogue: CatalogueConfig = CatalogueConfig()
+    history: HistoryConfig = HistoryConfig()
+    model: SasRecConfig = SasRecConfig()
+    objective: SoftmaxConfig = SoftmaxConfig()
+    methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
+    train: TrainConfig = TrainConfig()
+    experts: tuple[PopularConfig, ...] = (PopularConfig(),)
+    blend: BlendConfig = BlendConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    store: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _distinct_experts(self) -> "Recipe":
+        names = [expert.name for expert in self.experts]
+        if len(set(names)) < len(names) or {"neural", "uniform"} & set(names):
+            raise ValueError(f"experts need names of their own, other than neural and uniform; received {names}")
+        return self
+
+    @property
+    def store_uri(self) -> str:
+        """Where the store lies."""
+        return self.store.uri or f"{self.run.dir}/store"

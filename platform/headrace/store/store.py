@@ -1,0 +1,122 @@
+"""A folder, local or on an object store, in which an object is either wholly there or not there at all.
+
+Objects are put under a temporary name and renamed where the file system renames atomically, and in one upload where
+it does not. Parts are named by the sha256 of their content, so a part that did not change is not written again.
+"""
+
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from headrace.errors import StoreError
+
+
+@dataclass(frozen=True)
+class PartRef:
+    """Names a content-addressed part. Made by whoever stores it, read by whoever loads a manifest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Store:
+    """Objects by name, and parts by content, under one URI. Cheap to construct; safe to use from several threads."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._fs, self._root = resolve(uri)
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder on this host, or None on an object store."""
+        return Path(self._root) if self._local else None
+
+    def put(self, name: str, content: bytes) -> None:
+        """Store ``content`` under ``name``; readers see all of it or nothing. Replaces what was there."""
+        path = self._path(name)
+        if not self._local:
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        temporary = f"{self._root}/.tmp/{uuid.uuid4().hex}"
+        try:
+            Path(temporary).write_bytes(content)
+        except FileNotFoundError:
+            Path(temporary).parent.mkdir(parents=True, exist_ok=True)
+            Path(temporary).write_bytes(content)
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary, path)
+
+    def get(self, name: str) -> bytes:
+        """The content stored under ``name``; FileNotFoundError when there is none."""
+        path = self._path(name)
+        if self._local:
+            return Path(path).read_bytes()
+        with self._fs.open_input_stream(path) as stream:
+            return bytes(stream.readall())
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` is stored."""
+        path = self._path(name)
+        if self._local:
+            return os.path.exists(path)
+        return bool(self._fs.get_file_info(path).type == fs.FileType.File)
+
+    def list(self, folder: str) -> list[str]:
+        """The names (relative to ``folder``, sorted) of the objects directly in it; empty when it does not exist."""
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Remove ``name``; nothing happens when it is not there."""
+        if self.exists(name):
+            self._fs.delete_file(self._path(name))
+
+    def put_part(self, content: bytes) -> PartRef:
+        """Store ``content`` under its sha256, unless it is there already."""
+        ref = PartRef(hashlib.sha256(content).hexdigest(), len(content))
+        if not self.exists(part_name(ref.sha256)):
+            self.put(part_name(ref.sha256), content)
+        return ref
+
+    def get_part(self, ref: PartRef) -> bytes:
+        """The part's content, verified against its digest; StoreError when it is missing or differs."""
+        try:
+            content = self.get(part_name(ref.sha256))
+        except FileNotFoundError as error:
+            raise StoreError(f"part {ref.sha256[:12]} is missing from {self.uri}: restore it or go back to an "
+                             "earlier commit (headrace versions)") from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != ref.sha256:
+            raise StoreError(f"part {ref.sha256[:12]} in {self.uri} is damaged (its content hashes to {digest[:12]}): "
+                             "restore it or go back to an earlier commit (headrace versions)")
+        return content
+
+    def list_parts(self) -> list[str]:
+        """The sha256 of every part in the store; a full listing, for collecting what nobody names any more."""
+        selector = fs.FileSelector(self._path("parts"), recursive=True, allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def part_name(sha256: str) -> str:
+    """The object name of a part."""
+    return f"parts/{sha256[:2]}/{sha256}"
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system and root path of a URI (``s3://...``, ``file:///...``) or of a local path, made absolute."""
+    if "://" in uri:
+        file_system, root = fs.FileSystem.from_uri(uri)
+        return file_system, root.rstrip("/")
+    return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
