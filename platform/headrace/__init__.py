@@ -1,3 +1,3 @@
-"""Headrace keeps a recommender's recall model fresh: shards stream in, versions stream out, replicas go on answering."""
+"""Headrace keeps a recommender's recall model fresh: shards stream in, versions out, and replicas go on answering."""
 
 __version__ = "0.1.0"

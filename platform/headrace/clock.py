@@ -1,4 +1,4 @@
-"""The only place where wall clocks are read. No wall-clock value may enter state: state counts event time or increments."""
+"""The only place where wall clocks are read. None may enter state: state counts event time or increments."""
 
 import time
 

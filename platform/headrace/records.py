@@ -58,7 +58,7 @@ def hash64_array(values_N: NDArray[Any], *prefix: int | str) -> NDArray[np.uint6
 
 
 def generator(*parts: int | str) -> np.random.Generator:
-    """A generator of its own for one purpose: (seed, purpose, increment, step, rank). No generator state is ever saved."""
+    """A generator of its own for one purpose: (seed, purpose, increment, step, rank). Its state is never saved."""
     return np.random.default_rng(hash64(*parts))
 
 

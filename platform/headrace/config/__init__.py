@@ -1,1 +1,1 @@
-"""Recipes: frozen pydantic models, TOML files, overrides. Imports neither torch nor ray, so a wrong run dies in a second."""
+"""Recipes: frozen pydantic models, TOML files, overrides. No torch, no ray: a wrong run dies in a second."""

@@ -26,7 +26,7 @@ class Epoch:
 
 def take_epoch(store: Store) -> Epoch:
     """Take the next epoch; every older writer stops at its next marker."""
-    taken = store.list("epochs")
+    taken = store.names("epochs")
     epoch = Epoch(1 + max((int(name.removesuffix(".json")) for name in taken), default=0), uuid.uuid4().hex)
     store.put(_name(epoch.number), json.dumps({"token": epoch.token}).encode())
     return epoch
@@ -61,14 +61,18 @@ class StoreLock:
         except BlockingIOError:
             holder = os.read(descriptor, 64).decode().strip() or "unknown"
             os.close(descriptor)
-            raise StoreBusyError(f"another trainer (process {holder}) holds {self._path.parent}: stop it first, or give "
-                                 "this run a store of its own with run.dir=... or store.uri=...") from None
+            raise StoreBusyError(
+                f"another trainer (process {holder}) holds {self._path.parent}: stop it first, or give this run a "
+                "store of its own with run.dir=... or store.uri=..."
+            ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -70,7 +70,7 @@ class Store:
             return os.path.exists(path)
         return bool(self._fs.get_file_info(path).type == fs.FileType.File)
 
-    def list(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """The names (relative to ``folder``, sorted) of the objects directly in it; empty when it does not exist."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)

@@ -1,0 +1,158 @@
+"""From events (as numbers) and an as-of time to contexts, and from contexts to the padded arrays that a model reads.
+
+Events with equal time stamps of one owner are a set: a context holds strictly earlier events only, so that members of a
+set are never context for one another. Shape legend: N events, Q queries, R = Q + 1 offsets, T ragged entries, B batch,
+L length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Events sorted by (key, ts, order of arrival). The key is what contexts are gathered by: a session or a user."""
+
+    key_N: NDArray[np.uint64]
+    ts_N: NDArray[np.int64]
+    item_N: NDArray[np.int64]
+    """Item numbers."""
+    kind_N: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Q ragged contexts, each with its events oldest first. Read by models, experts and the recommender."""
+
+    item_T: NDArray[np.int64]
+    ts_T: NDArray[np.int64]
+    kind_T: NDArray[np.int16]
+    offset_R: NDArray[np.int64]
+    as_of_Q: NDArray[np.int64]
+    """Event time at which the question is asked, ms."""
+    session_Q: NDArray[np.uint64]
+    """The session that asks (0: unknown), so that no expert counts a session for its own query."""
+
+    def __len__(self) -> int:
+        return len(self.as_of_Q)
+
+    @property
+    def length_Q(self) -> NDArray[np.int64]:
+        """Events in each context."""
+        return np.diff(self.offset_R)
+
+    def take(self, index_B: NDArray[np.integer]) -> "Contexts":
+        """These contexts, in this order."""
+        length_B = self.length_Q[index_B]
+        flat_T = ranges(self.offset_R[:-1][index_B], length_B)
+        return Contexts(
+            self.item_T[flat_T],
+            self.ts_T[flat_T],
+            self.kind_T[flat_T],
+            offsets(length_B),
+            self.as_of_Q[index_B],
+            self.session_Q[index_B],
+        )
+
+    def known(self, num_items: int) -> "Contexts":
+        """The same queries without items that a version with ``num_items`` numbers does not know."""
+        keep_T = (self.item_T >= 0) & (self.item_T < num_items)
+        if keep_T.all():
+            return self
+        kept_before = np.concatenate([[0], np.cumsum(keep_T)])
+        return Contexts(
+            self.item_T[keep_T],
+            self.ts_T[keep_T],
+            self.kind_T[keep_T],
+            kept_before[self.offset_R],
+            self.as_of_Q,
+            self.session_Q,
+        )
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A batch of contexts as a model reads them: right-aligned, so that the newest event is in the last column."""
+
+    slot_BL: NDArray[np.int64]
+    """Rows of the item table; -1 where there is no event (on the left)."""
+    ts_BL: NDArray[np.int64]
+    kind_BL: NDArray[np.int16]
+    as_of_B: NDArray[np.int64]
+
+
+def ranges(start_Q: NDArray[np.int64], length_Q: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The concatenation of ``arange(start, start + length)`` for each pair."""
+    before_R = offsets(length_Q)
+    return np.arange(before_R[-1]) + np.repeat(start_Q - before_R[:-1], length_Q)
+
+
+def offsets(length_Q: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each ragged row begins, and the end."""
+    return np.concatenate([[0], np.cumsum(length_Q)]).astype(np.int64)
+
+
+def build_contexts(
+    log: EventLog,
+    key_Q: NDArray[np.uint64],
+    as_of_Q: NDArray[np.int64],
+    session_Q: NDArray[np.uint64],
+    max_events: int,
+) -> Contexts:
+    """For each query, the newest ``max_events`` events of its key that are strictly earlier than its as-of time."""
+    first_Q = np.searchsorted(log.key_N, key_Q, side="left")
+    last_Q = np.searchsorted(log.key_N, key_Q, side="right")
+    end_Q = _first_not_before(log.ts_N, first_Q, last_Q, as_of_Q)
+    start_Q = np.maximum(first_Q, end_Q - max_events)
+    length_Q = end_Q - start_Q
+    flat_T = ranges(start_Q, length_Q)
+    return Contexts(log.item_N[flat_T], log.ts_N[flat_T], log.kind_N[flat_T], offsets(length_Q), as_of_Q, session_Q)
+
+
+def contexts_of(sequences: Sequence[Sequence[int]], as_of_ms: int, max_events: int, session: int = 0) -> Contexts:
+    """Contexts of plain item numbers, oldest first, all asked at ``as_of_ms``: what a request is."""
+    cut = [list(sequence)[-max_events:] for sequence in sequences]
+    length_Q = np.array([len(sequence) for sequence in cut], dtype=np.int64)
+    total = int(length_Q.sum())
+    return Contexts(
+        np.array([item for sequence in cut for item in sequence], dtype=np.int64),
+        np.full(total, as_of_ms - 1, dtype=np.int64),
+        np.zeros(total, dtype=np.int16),
+        offsets(length_Q),
+        np.full(len(cut), as_of_ms, dtype=np.int64),
+        np.full(len(cut), session, dtype=np.uint64),
+    )
+
+
+def pad(contexts: Contexts, slot_I: NDArray[np.int64]) -> ModelInputs:
+    """The padded batch; ``slot_I`` maps item numbers to rows of the item table. At least one column wide."""
+    length_B = contexts.length_Q
+    width = max(1, int(length_B.max(initial=0)))
+    row_T = np.repeat(np.arange(len(contexts)), length_B)
+    column_T = ranges(width - length_B, length_B)
+    slot_BL = np.full((len(contexts), width), -1, dtype=np.int64)
+    ts_BL = np.zeros((len(contexts), width), dtype=np.int64)
+    kind_BL = np.zeros((len(contexts), width), dtype=np.int16)
+    slot_BL[row_T, column_T] = slot_I[contexts.item_T]
+    ts_BL[row_T, column_T] = contexts.ts_T
+    kind_BL[row_T, column_T] = contexts.kind_T
+    return ModelInputs(slot_BL, ts_BL, kind_BL, contexts.as_of_Q)
+
+
+def _first_not_before(
+    ts_N: NDArray[np.int64],
+    first_Q: NDArray[np.int64],
+    last_Q: NDArray[np.int64],
+    as_of_Q: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Vectorised binary search of each as-of time inside its own range."""
+    low_Q, high_Q = first_Q.astype(np.int64).copy(), last_Q.astype(np.int64).copy()
+    while (open_Q := low_Q < high_Q).any():
+        middle_Q = (low_Q + high_Q) // 2
+        earlier_Q = open_Q & (ts_N[np.minimum(middle_Q, len(ts_N) - 1)] < as_of_Q)
+        low_Q = np.where(earlier_Q, middle_Q + 1, low_Q)
+        high_Q = np.where(open_Q & ~earlier_Q, middle_Q, high_Q)
+    return low_Q

@@ -1,0 +1,60 @@
+"""Training examples: contexts with the targets that they should have predicted.
+
+One shape serves both ways to train: with prefixes, every target has a context of its own and sits at its end
+(position 0); in one pass over whole sessions a context holds many targets, each at the position that may predict it.
+Shape legend: S sequences, T targets (flat).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.inputs.contexts import Contexts
+
+
+@dataclass(frozen=True)
+class Examples:
+    """S contexts and T targets, sorted by sequence. Made by ``inputs/``, read by the training loop and by replay."""
+
+    contexts: Contexts
+    sequence_T: NDArray[np.int64]
+    """The context that predicts the target; ascending."""
+    position_T: NDArray[np.int64]
+    """Where in it, counted back from its newest event (0)."""
+    target_T: NDArray[np.int64]
+    """Item numbers."""
+    weight_T: NDArray[np.float32]
+    ts_T: NDArray[np.int64]
+    shard_T: NDArray[np.int64]
+    row_T: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def take(self, index_B: NDArray[np.integer]) -> "Examples":
+        """The sequences ``index_B`` with their targets, renumbered."""
+        first_S = np.searchsorted(self.sequence_T, index_B, side="left")
+        count_S = np.searchsorted(self.sequence_T, index_B, side="right") - first_S
+        begin_S = np.concatenate([[0], np.cumsum(count_S)])
+        flat_T = np.arange(begin_S[-1]) + np.repeat(first_S - begin_S[:-1], count_S)
+        return Examples(
+            self.contexts.take(index_B),
+            np.repeat(np.arange(len(index_B)), count_S),
+            self.position_T[flat_T],
+            self.target_T[flat_T],
+            self.weight_T[flat_T],
+            self.ts_T[flat_T],
+            self.shard_T[flat_T],
+            self.row_T[flat_T],
+        )
+
+
+def plan_batches(
+    length_S: NDArray[np.int64], batch: int, draw: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """One pass in batches of (nearly) equal length, so that next to nothing is padded; members and order are drawn."""
+    shuffled_S = draw.permutation(len(length_S))
+    sorted_S = shuffled_S[np.argsort(length_S[shuffled_S], kind="stable")]
+    batches = [sorted_S[start : start + batch] for start in range(0, len(sorted_S), batch)]
+    return [batches[index] for index in draw.permutation(len(batches))]

@@ -1,0 +1,1 @@
+"""How the past is kept. A method says what it wants; the loop fetches, sums, steps and logs."""

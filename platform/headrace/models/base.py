@@ -1,0 +1,34 @@
+"""What the loop, the recommender and bundles know of a model: an encoder of contexts beside a table of items.
+
+Shape legend: B batch, L length, D width, E items scored, P positions asked for, V rows of the table.
+"""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from headrace.inputs.contexts import ModelInputs
+from headrace.models.table import ItemTable
+
+
+class Encoder(Protocol):
+    """Turns a batch of contexts into query vectors. An ``nn.Module`` whose state dict is its whole state."""
+
+    def __call__(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
+        """The query vectors ``(P, D)`` at row ``row_P`` and ``back_P`` events before its newest (0: after all of them).
+
+        ``item_BLD`` holds the raw table rows of the items, zeros where there is no event. A row without any event gets
+        a vector all the same: what is known when nothing is known.
+        """
+        ...
+
+
+class RecallModel(nn.Module):
+    """An encoder and its item table: one state dict, one device."""
+
+    def __init__(self, encoder: nn.Module, table: ItemTable, temperature: float | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.table = table
+        self.temperature = temperature
+        """Of cosine scores; None: dot products."""

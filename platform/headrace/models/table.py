@@ -1,0 +1,64 @@
+"""The item table: rows in, vectors out.
+
+It grows by doubling, so that its shape, which decides the last bits of a product, changes rarely; the capacity is part
+of every commit.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from headrace.records import hash64
+
+
+class ItemTable(nn.Module):
+    """Item vectors by slot. Slots beyond those in use are there, initialised, and receive no gradient.
+
+    A row's start depends on (seed, slot) alone: neither on the capacity nor on when it was added.
+    """
+
+    _CHUNK = 4096  # rows drawn from one seed
+
+    def __init__(self, width: int, capacity: int, seed: int, scale: float) -> None:
+        super().__init__()
+        self.width = width
+        self.seed = seed
+        self.scale = scale
+        """Standard deviation of a fresh row's entries."""
+        self.weight = nn.Parameter(self._fresh(0, capacity))
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the table."""
+        return int(self.weight.shape[0])
+
+    def grow(self, num_slots: int) -> bool:
+        """Double the capacity until ``num_slots`` fit. Whether it grew: then ``weight`` is a new parameter."""
+        capacity = self.capacity
+        while capacity < num_slots:
+            capacity *= 2
+        if capacity == self.capacity:
+            return False
+        added = self._fresh(self.capacity, capacity).to(self.weight)
+        self.weight = nn.Parameter(torch.cat([self.weight.detach(), added]))
+        return True
+
+    def rows(self, slot_BL: Tensor) -> Tensor:
+        """The raw rows ``(B, L, D)``; zeros where the slot is -1."""
+        row_BLD = nn.functional.embedding(slot_BL.clamp(min=0), self.weight)
+        return row_BLD if bool((slot_BL >= 0).all()) else row_BLD * (slot_BL >= 0).unsqueeze(-1)
+
+    def vectors(self, slot_E: Tensor) -> Tensor:
+        """The rows ``(E, D)`` of these ascending slots; a view where they are a prefix of the table."""
+        num_slots = int(slot_E.shape[0])
+        if num_slots and int(slot_E[-1]) == num_slots - 1:
+            return self.weight[:num_slots]
+        return self.weight.index_select(0, slot_E)
+
+    def _fresh(self, start: int, stop: int) -> Tensor:
+        chunks = []
+        for chunk in range(start // self._CHUNK, -(-stop // self._CHUNK)):
+            draw = torch.Generator().manual_seed(hash64(self.seed, "item rows", chunk) >> 1)
+            rows_CD = torch.randn(self._CHUNK, self.width, generator=draw) * self.scale
+            base = chunk * self._CHUNK
+            chunks.append(rows_CD[max(start - base, 0) : stop - base])
+        return torch.cat(chunks)
