@@ -12,28 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.catalogue.eligible import Eligible
 from headrace.inputs.contexts import Contexts
 
 Arrays = Mapping[str, NDArray[Any]]
 """State and deltas: named arrays, so that they travel and are stored without pickle."""
-
-
-@dataclass(frozen=True)
-class Eligible:
-    """The items that may be answered: one set for softmax, experts, ranking and serving, made once per commit."""
-
-    number_E: NDArray[np.int64]
-    """Ascending item numbers."""
-
-    def __len__(self) -> int:
-        return len(self.number_E)
-
-    def column_of(self, number_T: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The column of each number among the eligible; -1 for those outside."""
-        if not len(self.number_E):
-            return np.full(len(number_T), -1, dtype=np.int64)
-        column_T = np.minimum(np.searchsorted(self.number_E, number_T), len(self.number_E) - 1)
-        return np.where(self.number_E[column_T] == number_T, column_T, -1).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ class Examples:
         )
 
 
-def plan_batches(
-    length_S: NDArray[np.int64], batch: int, draw: np.random.Generator
-) -> list[NDArray[np.int64]]:
+def plan_batches(length_S: NDArray[np.int64], batch: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
     """One pass in batches of (nearly) equal length, so that next to nothing is padded; members and order are drawn."""
     shuffled_S = draw.permutation(len(length_S))
     sorted_S = shuffled_S[np.argsort(length_S[shuffled_S], kind="stable")]

@@ -92,12 +92,16 @@ class Store:
         try:
             content = self.get(part_name(ref.sha256))
         except FileNotFoundError as error:
-            raise StoreError(f"part {ref.sha256[:12]} is missing from {self.uri}: restore it or go back to an "
-                             "earlier commit (headrace versions)") from error
+            raise StoreError(
+                f"part {ref.sha256[:12]} is missing from {self.uri}: restore it or go back to an "
+                "earlier commit (headrace versions)"
+            ) from error
         digest = hashlib.sha256(content).hexdigest()
         if digest != ref.sha256:
-            raise StoreError(f"part {ref.sha256[:12]} in {self.uri} is damaged (its content hashes to {digest[:12]}): "
-                             "restore it or go back to an earlier commit (headrace versions)")
+            raise StoreError(
+                f"part {ref.sha256[:12]} in {self.uri} is damaged (its content hashes to {digest[:12]}): "
+                "restore it or go back to an earlier commit (headrace versions)"
+            )
         return content
 
     def list_parts(self) -> list[str]:

@@ -1,0 +1,106 @@
+"""Raw item ids, their numbers and their rows of the item table.
+
+A number names one item for ever: history, replay, inputs and counters hold numbers. Only rows of the table (slots) may
+be reused. Shape legend: I items (by number), N events, E eligible items.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.catalogue.eligible import Eligible
+
+NEVER = np.iinfo(np.int64).min // 2
+"""The last event of an item that has been numbered, but not yet seen in a trained row."""
+_CHUNK = 65536  # ids in one part: they only grow at the end, so all parts but the last stay as they are
+
+
+class Catalogue:
+    """All items of one state. Numbers follow first appearance, so ranks that see the same ids number them alike."""
+
+    def __init__(self) -> None:
+        self._ids: list[Any] = []
+        self._number_of: dict[Any, int] = {}
+        self.first_ts_I = np.zeros(0, dtype=np.int64)
+        """Event time of an item's first trained event, ms; ``NEVER`` before it."""
+        self.last_ts_I = np.zeros(0, dtype=np.int64)
+        self.count_I = np.zeros(0, dtype=np.int64)
+        """Trained events of each item."""
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def slot_I(self) -> NDArray[np.int64]:
+        """The row of the item table of each number."""
+        return np.arange(len(self._ids), dtype=np.int64)
+
+    @property
+    def num_slots(self) -> int:
+        """Rows of the item table that are in use."""
+        return len(self._ids)
+
+    def admit(self, raw_I: NDArray[Any]) -> int:
+        """Give the unknown ids among these the next numbers, in this order. How many there were."""
+        before = len(self._ids)
+        for raw in raw_I.tolist():
+            if raw not in self._number_of:
+                self._number_of[raw] = len(self._ids)
+                self._ids.append(raw)
+        added = len(self._ids) - before
+        if added:
+            never = np.full(added, NEVER, dtype=np.int64)
+            self.first_ts_I = np.concatenate([self.first_ts_I, never])
+            self.last_ts_I = np.concatenate([self.last_ts_I, never])
+            self.count_I = np.concatenate([self.count_I, np.zeros(added, dtype=np.int64)])
+        return added
+
+    def numbers(self, raw_N: NDArray[Any]) -> NDArray[np.int64]:
+        """The number of each raw id; -1 for unknown ones."""
+        find = self._number_of.get
+        return np.fromiter((find(raw, -1) for raw in raw_N.tolist()), dtype=np.int64, count=len(raw_N))
+
+    def raw_ids(self, number_K: NDArray[np.integer]) -> list[Any]:
+        """The raw ids (int or str) of these numbers."""
+        return [self._ids[number] for number in number_K.tolist()]
+
+    def observe(self, number_N: NDArray[np.int64], ts_N: NDArray[np.int64]) -> None:
+        """Note trained events; the order of the calls does not matter."""
+        np.maximum.at(self.last_ts_I, number_N, ts_N)
+        first_I = np.full(len(self), np.iinfo(np.int64).max)
+        np.minimum.at(first_I, number_N, ts_N)
+        seen_I = self.first_ts_I != NEVER
+        self.first_ts_I = np.where(seen_I, np.minimum(self.first_ts_I, first_I), first_I)
+        self.first_ts_I[self.first_ts_I == np.iinfo(np.int64).max] = NEVER
+        np.add.at(self.count_I, number_N, 1)
+
+    def eligible(self, watermark_ms: int, alive_s: int | None) -> Eligible:
+        """The items whose last event lies within ``alive_s`` of the watermark."""
+        oldest = NEVER + 1 if alive_s is None else watermark_ms - alive_s * 1000
+        return Eligible(np.flatnonzero(self.last_ts_I >= oldest).astype(np.int64))
+
+    def state(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Named parts: the ids in chunks, and one part with what changes."""
+        parts: dict[str, dict[str, NDArray[Any]]] = {
+            "items": {"first_ts": self.first_ts_I, "last_ts": self.last_ts_I, "count": self.count_I}
+        }
+        for start in range(0, len(self._ids), _CHUNK):
+            chunk = self._ids[start : start + _CHUNK]
+            dtype: Any = object if isinstance(chunk[0], str) else np.int64
+            parts[f"ids/{start // _CHUNK:05d}"] = {"id": np.array(chunk, dtype=dtype)}
+        return parts
+
+    @classmethod
+    def from_state(cls, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> "Catalogue":
+        """The catalogue whose ``state`` this was."""
+        catalogue = cls()
+        for name in sorted(parts):
+            if name.startswith("ids/"):
+                catalogue._ids.extend(parts[name]["id"].tolist())
+        catalogue._number_of = {raw: number for number, raw in enumerate(catalogue._ids)}
+        catalogue.first_ts_I = parts["items"]["first_ts"].copy()
+        catalogue.last_ts_I = parts["items"]["last_ts"].copy()
+        catalogue.count_I = parts["items"]["count"].copy()
+        return catalogue
