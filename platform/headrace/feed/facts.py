@@ -1,0 +1,94 @@
+"""A shard's facts: what every rank must know of all its rows, though it reads only its own.
+
+Found in one pass when the shard lands, which is also where it is validated; the distinct item ids are stored as a
+content-addressed part. Shape legend: I distinct item ids.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from headrace.config.recipe import ColumnsConfig
+from headrace.errors import DataError
+from headrace.feed.schema import Column, Values, check_schema, normalise, required_columns
+from headrace.records import KEY_GROUPS
+
+_BATCH_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """Made by ``scan_shard`` for the ledger's record of a shard."""
+
+    num_rows: int
+    first_ts: int
+    last_ts: int
+    group_rows: tuple[int, ...]
+    items: bytes
+    """``encode_items`` of the distinct item ids."""
+
+
+def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> ShardFacts:
+    """Validate every row of an open Parquet file and gather its facts; DataError in words when it cannot be a shard."""
+    schema = parquet.schema_arrow
+    check_schema(schema, columns)
+    needed = list(dict.fromkeys(required_columns(columns).values()))
+    num_rows, spans = 0, []
+    group_rows = np.zeros(KEY_GROUPS, dtype=np.int64)
+    items, rows = [], []
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=needed):
+        try:
+            wire = normalise(pa.table(batch), columns, 0, sha256, num_rows)
+        except pa.ArrowException as error:
+            raise DataError(f"a column cannot be read as the recipe says: {error}") from error
+        if wire.num_rows:
+            ts_N = wire["ts"].to_numpy()
+            spans.append((int(ts_N.min()), int(ts_N.max())))
+            group_rows += np.bincount(wire["group"].to_numpy(), minlength=KEY_GROUPS)
+            item_I, row_I = first_unique(wire["item"])
+            items.append(item_I)
+            rows.append(row_I + num_rows)
+        num_rows += wire.num_rows
+    item_I, row_I = _merge(items, rows)
+    return ShardFacts(
+        num_rows, min((first for first, _ in spans), default=0), max((last for _, last in spans), default=0),
+        tuple(int(count) for count in group_rows), encode_items(item_I, row_I),
+    )
+
+
+def first_unique(item_N: Column) -> tuple[Values, NDArray[np.int64]]:
+    """Distinct values by first appearance, and the position of each; one contiguous array of values."""
+    coded = (item_N.combine_chunks() if isinstance(item_N, pa.ChunkedArray) else item_N).dictionary_encode()
+    _, row_I = np.unique(coded.indices.to_numpy(zero_copy_only=False), return_index=True)
+    return coded.dictionary, row_I.astype(np.int64)
+
+
+def encode_items(item_I: Values, row_I: NDArray[np.int64]) -> bytes:
+    """Distinct ids and their first rows as the bytes of a part."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"item": item_I, "first_row": pa.array(row_I)})
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def decode_items(content: bytes) -> Values:
+    """The distinct ids, by first row, that ``encode_items`` wrote."""
+    return pa.ipc.open_file(content).read_all()["item"].combine_chunks()
+
+
+def to_ids(item_I: Values) -> NDArray[Any]:
+    """Raw ids as numpy: int64, or objects holding str; a copy."""
+    kind = np.int64 if pa.types.is_integer(item_I.type) else object
+    return np.array(item_I.to_numpy(zero_copy_only=False), dtype=kind)
+
+
+def _merge(items: list[Values], rows: list[NDArray[np.int64]]) -> tuple[Values, NDArray[np.int64]]:
+    if not items:
+        return pa.array([], pa.int64()), np.zeros(0, dtype=np.int64)
+    item_I, first_I = first_unique(pa.chunked_array(items))
+    return item_I, np.concatenate(rows)[first_I]

@@ -1,0 +1,229 @@
+"""The keeper of the ledger: takes what lands in the folder, and writes cuts. A plain class; a thread calls ``poll``.
+
+The order matters. A file is taken once its footer reads and two listings agree on its size, so a file still being
+written is never read half. Its content is hashed before it is read: a repetition is a duplicate, whatever its name.
+What cannot be read or lacks a column is set aside with its reason and the stream goes on. Cuts come last, so that what
+this poll has recorded can be in them.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.errors import DataError
+from headrace.feed.entries import Quarantine, Shard
+from headrace.feed.facts import scan_shard
+from headrace.feed.landing import Landing, open_file
+from headrace.feed.ledger import LedgerReader, LedgerWriter
+from headrace.feed.schema import check_schema, column_types
+from headrace.records import Cut
+
+_log = logging.getLogger(__name__)
+_FILES_PER_POLL = 64
+_IN_MEMORY_BYTES = 256 * 2**20
+_CHUNK_BYTES = 2**20
+_MAGIC = b"PAR1"
+_REMEMBERED_SHARDS = 10_000
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What one poll did. Made by ``Keeper.poll``, read by the driver's supervisor."""
+
+    shards: tuple[Shard, ...]
+    quarantined: tuple[Quarantine, ...]
+    cuts: tuple[Cut, ...]
+    unsettled: int
+    """Files that were seen but not taken yet: poll again soon."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A file that is not taken yet, as the listings have shown it."""
+
+    size_bytes: int
+    first_s: float
+    stable_since_s: float
+
+
+class Keeper:
+    """Moves the ledger on. All times are seconds on one monotonic clock, given by the caller.
+
+    ``last_cut``: no cut is written beyond this number. ``cuts_ahead``: with ``feed.cut = "shard"``, how many cuts may
+    stand beyond the newest commit, since stopping has to wait for them. ``patience_s``: a file that does not read and
+    has not grown for this long is set aside.
+    """
+
+    def __init__(self, config: FeedConfig, columns: ColumnsConfig, landing: Landing, writer: LedgerWriter, *,
+                 last_cut: int | None = None, cuts_ahead: int = 2, patience_s: float = 10.0) -> None:
+        self._config = config
+        self._columns = columns
+        self._landing = landing
+        self._writer = writer
+        self._last_cut = last_cut
+        self._cuts_ahead = cuts_ahead
+        self._patience_s = patience_s
+        self._reader = LedgerReader(writer.store, writer.epoch.number)
+        prefix = landing.uri_of("")
+        self._known = {uri.removeprefix(prefix) for uri in writer.state.uris if uri.startswith(prefix)}
+        self._seen: dict[str, _Seen] = {}
+        self._first_seen_s: dict[int, float] = {}
+        self._started_s: float | None = None
+        self._stopped = False
+
+    @property
+    def newest_cut(self) -> int:
+        """Number of the newest cut; -1 before the first."""
+        return self._writer.state.num_cuts - 1
+
+    @property
+    def backlog_rows(self) -> int:
+        """Recorded rows that no cut has taken yet."""
+        return self._writer.state.num_pending
+
+    def settled_files(self, committed_cut: int) -> int:
+        """How many landed files training is done with once ``committed_cut`` is committed (-1: no cut is)."""
+        return self._writer.state.settled_files(committed_cut)
+
+    def first_seen_s(self, shard: int) -> float | None:
+        """When a listing first showed this shard, by record number; None after a restart or 10,000 shards."""
+        return self._first_seen_s.get(shard)
+
+    def poll(self, now_s: float, committed_cut: int) -> Polled:
+        """Take new files and write the cuts that are due; ``committed_cut`` is the newest committed one, or -1.
+
+        FencedError when a newer run has taken the store.
+        """
+        assert not self._stopped, "a stopped keeper records nothing more"
+        if self._started_s is None:
+            self._started_s = now_s
+        taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
+        return Polled(
+            shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
+            quarantined=tuple(entry for entry in taken if isinstance(entry, Quarantine)),
+            cuts=tuple(self._cut(now_s, committed_cut)), unsettled=len(self._seen),
+        )
+
+    def stop(self) -> int:
+        """Write the stop record, once; every rank ends after the newest cut, whose number is returned."""
+        if not self._stopped:
+            self._writer.stop()
+            self._stopped = True
+        return self.newest_cut
+
+    def _ready(self, now_s: float) -> list[str]:
+        """New files, by name, whose size two listings agree on."""
+        listed = self._landing.list_new(self._known)
+        before, self._seen = self._seen, {}
+        ready = []
+        for name, size_bytes in listed:
+            last = before.get(name)
+            if last is None or last.size_bytes != size_bytes:
+                last = _Seen(size_bytes, now_s if last is None else last.first_s, now_s)
+            else:
+                ready.append(name)
+            self._seen[name] = last
+        return ready[:_FILES_PER_POLL]
+
+    def _take(self, name: str, now_s: float) -> Shard | Quarantine | None:
+        """Record one file; None while it is not whole."""
+        seen = self._seen[name]
+        try:
+            with _open(self._landing.uri_of(name)) as file:
+                entry = self._record(name, file)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowInvalid, OSError) as error:
+            if now_s - seen.stable_since_s < self._patience_s:
+                return None
+            entry = self._set_aside(name, "", seen.size_bytes, 0, f"it cannot be read as Parquet: {error}")
+        del self._seen[name]
+        self._known.add(name)
+        if isinstance(entry, Shard):
+            self._first_seen_s[entry.number] = seen.first_s
+            if len(self._first_seen_s) > _REMEMBERED_SHARDS:
+                del self._first_seen_s[next(iter(self._first_seen_s))]
+        return entry
+
+    def _record(self, name: str, file: pa.NativeFile) -> Shard | Quarantine:
+        """Hash, then read; raises what Arrow raises when the file has no footer yet."""
+        parquet = pq.ParquetFile(file)
+        size_bytes, num_rows = file.size(), parquet.metadata.num_rows
+        file.seek(0)
+        sha256 = _digest(file)
+        state, uri = self._writer.state, self._landing.uri_of(name)
+        if sha256 in state.shard_of:
+            first = self._reader.shard(state.shard_of[sha256])
+            return self._writer.shard(replace(first, uri=uri, duplicate_of=first.number))
+        try:
+            check_schema(parquet.schema_arrow, self._columns)
+            types = column_types(parquet.schema_arrow, self._columns)
+            self._check_types(types)
+            facts = scan_shard(parquet, self._columns, sha256)
+        except (DataError, pa.ArrowException, OSError) as error:
+            return self._set_aside(name, sha256, size_bytes, num_rows, str(error))
+        return self._writer.shard(Shard(
+            number=0, uri=uri, sha256=sha256, size_bytes=size_bytes, num_rows=facts.num_rows, first_ts=facts.first_ts,
+            last_ts=facts.last_ts, group_rows=facts.group_rows, types=types, duplicate_of=None,
+            facts=self._writer.store.put_part(facts.items),
+        ))
+
+    def _check_types(self, types: tuple[tuple[str, str], ...]) -> None:
+        for column, kind in types:
+            known = self._writer.state.types.get(column, kind)
+            if known != kind:
+                raise DataError(f"column {column!r} is {kind}, but {known} in the shards before: keep one type")
+
+    def _set_aside(self, name: str, sha256: str, size_bytes: int, num_rows: int, reason: str) -> Quarantine:
+        _log.warning("%s is set aside (%d rows): %s", self._landing.uri_of(name), num_rows, reason)
+        return self._writer.quarantine(self._landing.uri_of(name), sha256, size_bytes, num_rows, reason)
+
+    def _cut(self, now_s: float, committed_cut: int) -> list[Cut]:
+        cuts: list[Cut] = []
+        while (self._last_cut is None or self.newest_cut < self._last_cut) and self._is_due(now_s, committed_cut):
+            if self.newest_cut < 0:
+                cuts.append(self._writer.cut(num_shards=self._config.warmup_shards))
+            elif self._config.cut == "shard":
+                cuts.append(self._writer.cut(num_shards=1))
+            else:
+                cuts.append(self._writer.cut(max_rows=self._config.max_events))
+        return cuts
+
+    def _is_due(self, now_s: float, committed_cut: int) -> bool:
+        state = self._writer.state
+        if self.newest_cut < 0:
+            return len(state.pending) >= self._config.warmup_shards
+        if not state.pending:
+            return False
+        if self._config.cut == "shard":
+            return self.newest_cut < committed_cut + self._cuts_ahead
+        assert self._started_s is not None
+        waited_s = now_s - self._first_seen_s.get(state.pending[0].shard, self._started_s)
+        enough = state.num_pending >= self._config.min_events or waited_s >= self._config.max_wait_s
+        return self.newest_cut <= committed_cut and enough
+
+
+def _open(uri: str) -> pa.NativeFile:
+    """The file, read once into memory unless it is large: what is hashed is then what is scanned."""
+    file = open_file(uri)
+    size_bytes = file.size()
+    file.seek(max(0, size_bytes - len(_MAGIC)))
+    if file.read() != _MAGIC:
+        file.close()
+        raise pa.ArrowInvalid(f"it does not end as a Parquet file does ({size_bytes} bytes)")
+    file.seek(0)
+    if size_bytes > _IN_MEMORY_BYTES:
+        return file
+    with file:
+        return pa.BufferReader(file.read_buffer())
+
+
+def _digest(file: pa.NativeFile) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read_buffer(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,285 @@
+"""The append-only ledger of shards and cuts: the only source of order.
+
+Each record is one small object, ``ledger/EPOCH-NUMBER.json``; numbers go on from epoch to epoch. A writer opens its
+epoch with an *open* record right after the last valid one, which voids whatever an older writer still appends there.
+So the valid ledger is read off the names alone, a tail asks for the next name and lists nothing, and nothing is ever
+appended to or renamed. What a cut says of the stream is a pure function of the records before it (``LedgerState``).
+"""
+
+import bisect
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
+
+from headrace.errors import StoreError
+from headrace.feed.entries import Entry, Open, Quarantine, Shard, Stop, decode, encode
+from headrace.records import Cut, RowRange
+from headrace.store.fence import Epoch, check_epoch
+from headrace.store.store import Store
+
+_Record = TypeVar("_Record", Open, Shard, Quarantine, Cut, Stop)
+_CACHED_RECORDS = 4096
+_TAIL_POLL_S = 0.02
+
+
+def wait_a_little() -> bool:
+    """What a tail does by default when the next record is not there yet: sleep 20 ms and go on."""
+    time.sleep(_TAIL_POLL_S)
+    return True
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Records ``first`` to ``last`` belong to ``epoch``."""
+
+    first: int
+    last: int
+    epoch: int
+
+
+class LedgerReader:
+    """Reads the ledger as the writer of ``epoch`` sees it (None: of the newest epoch). Lists once, when first used."""
+
+    def __init__(self, store: Store, epoch: int | None = None) -> None:
+        self.store = store
+        self._epoch = epoch
+        self._spans: list[_Span] | None = None
+        self._read = lru_cache(maxsize=_CACHED_RECORDS)(self._read_stored)
+
+    @property
+    def last_record(self) -> int:
+        """Number of the newest valid record when the ledger was listed; 0 in an empty ledger."""
+        spans = self._listed()
+        return spans[-1].last if spans else 0
+
+    @property
+    def last_cut(self) -> int:
+        """Number of the newest cut when the ledger was listed; -1 before the first."""
+        return self._cuts(self.last_record) - 1
+
+    def entries(self) -> Iterator[Entry]:
+        """Every valid record that the listing found, in order."""
+        numbers = range(1, self.last_record + 1)
+        if self.store.local_root is not None:
+            yield from (self.entry(number) for number in numbers)
+            return
+        with ThreadPoolExecutor(16) as pool:
+            yield from pool.map(self.entry, numbers)
+
+    def entry(self, number: int) -> Entry:
+        """The record of this number, also one appended since the listing; StoreError when there is none."""
+        try:
+            return self._read(number)[0]
+        except FileNotFoundError as error:
+            raise StoreError(f"the ledger in {self.store.uri} has no record {number}: was the store cut short or "
+                             "copied while it was written?") from error
+
+    def shard(self, number: int) -> Shard:
+        """The shard whose record has this number."""
+        entry = self.entry(number)
+        assert isinstance(entry, Shard), entry
+        return entry
+
+    def cut(self, number: int) -> Cut:
+        """The cut of this number; StoreError when the ledger has none yet."""
+        entry = self.entry(self._record_of(number))
+        assert isinstance(entry, Cut), entry
+        return entry
+
+    def tail(self, after_cut: int, wait: Callable[[], bool] = wait_a_little) -> Iterator[Cut]:
+        """Cuts ``after_cut + 1`` and on, until this epoch's stop record; pure in (ledger, ``after_cut``).
+
+        ``wait`` is called when the next record is not there yet: it waits, and returns False to end the iteration.
+        Stop records of older epochs are skipped.
+        """
+        assert self._listed(), "the ledger is opened before it is tailed"
+        epoch = self._listed()[-1].epoch
+        number = 1 if after_cut < 0 else self._record_of(after_cut) + 1
+        while True:
+            try:
+                entry = self._read(number)[0]
+            except FileNotFoundError:
+                if not wait():
+                    return
+                continue
+            number += 1
+            if isinstance(entry, Cut):
+                yield entry
+            elif isinstance(entry, Stop) and entry.epoch == epoch:
+                return
+
+    def _record_of(self, cut: int) -> int:
+        last = self.last_record
+        while self._cuts(last) <= cut:
+            last += 1
+            self.entry(last)
+        return bisect.bisect_left(range(last + 1), cut + 1, key=self._cuts)
+
+    def _cuts(self, number: int) -> int:
+        return 0 if number == 0 else self._read(number)[1]
+
+    def _read_stored(self, number: int) -> tuple[Entry, int]:
+        spans = self._listed()
+        epoch = next((span.epoch for span in reversed(spans) if span.first <= number), 0)
+        return decode(self.store.get(_name(epoch, number)))
+
+    def _listed(self) -> list[_Span]:
+        if self._spans is None:
+            self._spans = _valid_spans(self.store.names("ledger"), self._epoch)
+        return self._spans
+
+
+class LedgerState:
+    """What the records up to now amount to: a fold over the ledger, and nothing else."""
+
+    def __init__(self) -> None:
+        self.last_record = 0
+        self.num_cuts = 0
+        self.num_files = 0
+        self.events_in = 0
+        self.duplicate = 0
+        self.quarantined = 0
+        self.pending: deque[RowRange] = deque()
+        """Rows that no cut has taken yet, in ledger order."""
+        self.num_pending = 0
+        """Rows that no cut has taken yet."""
+        self.shard_of: dict[str, int] = {}
+        """Record number of the first shard of each content, by sha256."""
+        self.uris: set[str] = set()
+        self.types: dict[str, str] = {}
+        """Type of each item or carried column, as the first shard that had it declared."""
+        self._num_shards = 0
+        self._taken_after: list[int] = []
+
+    def settled_files(self, committed_cut: int) -> int:
+        """How many landed files need nothing more once ``committed_cut`` is committed (-1: no cut is)."""
+        taken = self._taken_after[min(committed_cut, self.num_cuts - 1)] if committed_cut >= 0 and self.num_cuts else 0
+        return self.num_files - (self._num_shards - taken)
+
+    def apply(self, entry: Entry) -> None:
+        """Count one more record."""
+        assert entry_number(entry) == self.last_record + 1, entry
+        self.last_record += 1
+        match entry:
+            case Shard():
+                self._apply_shard(entry)
+            case Quarantine():
+                self.num_files += 1
+                self.events_in += entry.num_rows
+                self.quarantined += entry.num_rows
+                self.uris.add(entry.uri)
+            case Cut():
+                for part in entry.ranges:
+                    self._take(part)
+                self._taken_after.append(self._num_shards - len(self.pending))
+                self.num_cuts += 1
+            case Open() | Stop():
+                pass
+
+    def _apply_shard(self, shard: Shard) -> None:
+        self.num_files += 1
+        self.events_in += shard.num_rows
+        self.uris.add(shard.uri)
+        if shard.duplicate_of is not None:
+            self.duplicate += shard.num_rows
+            return
+        self.shard_of[shard.sha256] = shard.number
+        for name, kind in shard.types:
+            self.types.setdefault(name, kind)
+        if shard.num_rows:
+            self._num_shards += 1
+            self.num_pending += shard.num_rows
+            self.pending.append(RowRange(shard.number, 0, shard.num_rows))
+
+    def _take(self, part: RowRange) -> None:
+        first = self.pending.popleft()
+        assert (first.shard, first.start) == (part.shard, part.start), (first, part)
+        assert part.stop <= first.stop, (first, part)
+        self.num_pending -= part.stop - part.start
+        if part.stop < first.stop:
+            self.pending.appendleft(replace(first, start=part.stop))
+
+
+class LedgerWriter:
+    """Appends to the ledger within one epoch; every append checks the fence first. ``state`` is the fold so far."""
+
+    def __init__(self, store: Store, epoch: Epoch, state: LedgerState) -> None:
+        self.store = store
+        self.epoch = epoch
+        self.state = state
+
+    @classmethod
+    def open(cls, store: Store, epoch: Epoch) -> "LedgerWriter":
+        """Open ``epoch`` after the last valid record; FencedError when a newer epoch has begun."""
+        state = LedgerState()
+        for entry in LedgerReader(store).entries():
+            state.apply(entry)
+        writer = cls(store, epoch, state)
+        writer._append(Open(state.last_record + 1, epoch.number, after=state.last_record))
+        return writer
+
+    def shard(self, shard: Shard) -> Shard:
+        """Record a shard; its number is set here."""
+        return self._append(replace(shard, number=self.state.last_record + 1))
+
+    def quarantine(self, uri: str, sha256: str, size_bytes: int, num_rows: int, reason: str) -> Quarantine:
+        """Record that a file is set aside unread."""
+        return self._append(Quarantine(self.state.last_record + 1, uri, sha256, size_bytes, num_rows, reason))
+
+    def cut(self, *, max_rows: int | None = None, num_shards: int | None = None) -> Cut:
+        """Cut the oldest waiting rows: at most ``max_rows`` (splitting a shard), or the first ``num_shards`` whole."""
+        state = self.state
+        ranges: list[RowRange] = []
+        room = state.num_pending if max_rows is None else max_rows
+        for part in islice(state.pending, num_shards):
+            if room <= 0:
+                break
+            ranges.append(replace(part, stop=min(part.stop, part.start + room)))
+            room -= ranges[-1].stop - ranges[-1].start
+        num_rows = sum(part.stop - part.start for part in ranges)
+        return self._append(Cut(
+            number=state.num_cuts, ranges=tuple(ranges), num_rows=num_rows, events_in=state.events_in,
+            duplicate=state.duplicate, quarantined=state.quarantined, pending=state.num_pending - num_rows,
+            record=state.last_record + 1,
+        ))
+
+    def stop(self) -> Stop:
+        """Record that this epoch ends after the newest cut."""
+        return self._append(Stop(self.state.last_record + 1, self.epoch.number))
+
+    def _append(self, entry: _Record) -> _Record:
+        check_epoch(self.store, self.epoch)
+        cuts = self.state.num_cuts + isinstance(entry, Cut)
+        self.store.put(_name(self.epoch.number, entry_number(entry)), encode(entry, cuts))
+        self.state.apply(entry)
+        return entry
+
+
+def entry_number(entry: Entry) -> int:
+    """Number of a record in the ledger."""
+    return entry.record if isinstance(entry, Cut) else entry.number
+
+
+def _name(epoch: int, number: int) -> str:
+    return f"ledger/{epoch:08d}-{number:010d}.json"
+
+
+def _valid_spans(names: list[str], epoch: int | None) -> list[_Span]:
+    """The valid records, oldest span first: an epoch's records end where a newer epoch's first record stands."""
+    numbers: dict[int, list[int]] = {}
+    for name in names:
+        of_epoch, number = (int(part) for part in name.removesuffix(".json").split("-"))
+        if epoch is None or of_epoch <= epoch:
+            numbers.setdefault(of_epoch, []).append(number)
+    spans: list[_Span] = []
+    for of_epoch in sorted(numbers, reverse=True):
+        first, last = min(numbers[of_epoch]), max(numbers[of_epoch])
+        last = min(last, spans[-1].first - 1) if spans else last
+        if first <= last:
+            spans.append(_Span(first, last, of_epoch))
+    return spans[::-1]

@@ -1,0 +1,103 @@
+"""A cut's rows for given key groups, without Ray: benchmarks, ``try`` and the Ray source all read them here.
+
+Rows come in ledger order: shard by shard as the cut names them, row by row within. The ids that all ranks number alike
+come from the shards' facts, so that a rank need not read what it does not own; only a cut that takes part of a shard
+looks into the file again.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from headrace.config.recipe import ColumnsConfig
+from headrace.errors import DataError, StoreError
+from headrace.feed.entries import Shard
+from headrace.feed.facts import decode_items, first_unique, to_ids
+from headrace.feed.landing import open_file
+from headrace.feed.ledger import LedgerReader
+from headrace.feed.schema import Values, normalise, rows_from_table, travelling_columns, wire_schema
+from headrace.records import KEY_GROUPS, Cut, CutRows, RowRange
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_THREADS = 4
+
+
+def key_groups(rank: int, world: int) -> tuple[int, ...]:
+    """The key groups that a rank owns: g with g mod world = rank."""
+    return tuple(range(rank, KEY_GROUPS, world))
+
+
+def cut_rows(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Collection[int]) -> CutRows:
+    """One rank's rows of a cut, with the ids of the whole cut."""
+    return CutRows(cut, rows_from_table(cut_table(reader, cut, columns, groups)), cut_items(reader, cut, columns))
+
+
+def cut_table(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Collection[int]) -> pa.Table:
+    """The cut's rows of these key groups, in the wire schema and in ledger order; DataError when a file has changed."""
+    owned_G = np.zeros(KEY_GROUPS, dtype=np.bool_)
+    owned_G[list(groups)] = True
+
+    def read(part: RowRange) -> pa.Table:
+        shard = reader.shard(part.shard)
+        wire = normalise(_read_range(shard, part, columns), columns, shard.number, shard.sha256, part.start)
+        owned_N = owned_G[wire["group"].to_numpy()]
+        return wire if owned_N.all() else wire.filter(pa.array(owned_N))
+
+    tables = _map(read, cut.ranges)
+    return pa.concat_tables(tables, promote_options="default") if tables else wire_schema(pa.int64()).empty_table()
+
+
+def cut_items(reader: LedgerReader, cut: Cut, columns: ColumnsConfig) -> NDArray[Any]:
+    """The distinct raw item ids of the whole cut, by first row in ledger order."""
+
+    def read(part: RowRange) -> Values:
+        shard = reader.shard(part.shard)
+        if part.start == 0 and part.stop == shard.num_rows:
+            try:
+                return decode_items(reader.store.get_part(shard.facts))
+            except StoreError:  # facts can be found again in the file, whose digest is in the ledger
+                pass
+        items = normalise(_read_range(shard, part, columns), columns, shard.number, shard.sha256, part.start)["item"]
+        return first_unique(items)[0]
+
+    parts = _map(read, cut.ranges)
+    if not parts:
+        return np.zeros(0, dtype=np.int64)
+    return to_ids(parts[0] if len(parts) == 1 else first_unique(pa.chunked_array(parts))[0])
+
+
+def _read_range(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Table:
+    """The file's own columns of these rows; only the row groups that hold them are read."""
+    try:
+        file = open_file(shard.uri)
+    except FileNotFoundError as error:
+        raise DataError(f"{shard.uri} is in the ledger but not in its folder: put it back; shards stay where they "
+                        "landed until they are trained") from error
+    with file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        if file.size() != shard.size_bytes:
+            raise DataError(f"{shard.uri} has {file.size()} bytes, but {shard.size_bytes} when it was recorded: "
+                            "a shard never changes; put the first content back and land the new rows under a new name")
+        wanted: list[int] = []
+        first_row, offset = 0, 0
+        for group in range(parquet.num_row_groups):
+            num_rows = parquet.metadata.row_group(group).num_rows
+            if first_row < part.stop and first_row + num_rows > part.start:
+                offset = first_row if not wanted else offset
+                wanted.append(group)
+            first_row += num_rows
+        table = parquet.read_row_groups(wanted, travelling_columns(parquet.schema_arrow, columns), use_threads=False)
+    return table.slice(part.start - offset, part.stop - part.start)
+
+
+def _map(function: Callable[[_In], _Out], values: Sequence[_In]) -> list[_Out]:
+    """``function`` of each value, in order; a few threads hide an object store's latency where there are many."""
+    if len(values) < 2:
+        return [function(value) for value in values]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, values))
