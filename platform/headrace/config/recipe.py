@@ -42,8 +42,8 @@ class RunConfig(Section):
 class ReplayConfig(Section):
     """Land a log as shards, in event time, into the run's own landing folder."""
 
-    slice_s: PositiveInt | None = 300
-    """Seconds of event time a shard; None: one shard for each file of the log."""
+    slice_s: PositiveInt | Literal["file"] = 300
+    """Seconds of event time a shard; "file": one shard for each file of the log."""
     first_slice_s: PositiveInt | None = None
     """Length of the first shard where it differs: the warm-up."""
     speed: PositiveFloat | None = None

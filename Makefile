@@ -1,0 +1,45 @@
+# The verbs of the project; CI calls the same ones. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup lint types test e2e bench quickstart
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp ## make the environment in VENV (.venv), unless it is up to date
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Headrace needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch "$@"
+
+lint: setup ## ruff, its formatter, and the import contracts
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/lint-imports" --no-cache
+
+types: setup ## mypy, strict
+	"$(BIN)/mypy"
+	"$(BIN)/mypy" $(wildcard jobs/*.py serve/*.py)
+
+test: setup ## all tests but those that take minutes or need a GPU
+	"$(BIN)/python" -m pytest -m "not long and not gpu" $(PYTEST_ARGS)
+
+e2e: setup ## the whole road under fire, minutes of it
+	"$(BIN)/python" -m pytest tests/e2e $(PYTEST_ARGS)
+
+bench: setup ## the benchmarks, in their shortest form; JSON in runs/bench/
+	"$(BIN)/headrace" bench freshness --seconds 120 --out runs/bench/freshness.json
+	"$(BIN)/headrace" bench train --data "$(DATA)/diginetica" --out runs/bench/train.json
+	"$(BIN)/headrace" bench continual --data "$(DATA)/diginetica" --cycles 1 --out runs/bench/continual.json
+
+DATA ?= $(or $(HEADRACE_TEST_DATA),../shared/data)
+
+quickstart: setup ## two minutes of streaming on a small synthetic stream; a new run each time
+	"$(BIN)/headrace" run jobs/recipes/quickstart.toml "run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)"

@@ -1,0 +1,1 @@
+"""What Headrace claims, as commands that anyone can run. Each module has one ``run(**options) -> dict``."""
