@@ -1,5 +1,6 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,13 +56,19 @@ def main() -> None:
     app(prog_name="headrace")
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"headrace {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """The options of no command."""
 
 
 @app.command()
@@ -164,12 +171,10 @@ def _serving(recipe: "Recipe") -> Any:  # noqa: ANN401 (the driver's own protoco
 
 
 def _manifests(uri: str) -> list["Manifest"]:
-    from headrace.commit.manifest import Manifest
+    from headrace.commit.chain import Chain
     from headrace.store.store import Store
 
-    store = Store(uri)
-    names = [name for name in store.names("commits") if name.endswith(".json")]
-    return [Manifest.from_json(store.get(f"commits/{name}")) for name in names]
+    return Chain(Store(uri)).manifests()
 
 
 def _version_row(manifest: "Manifest") -> tuple[str, ...]:
@@ -184,10 +189,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     """``1-4,7`` as (1, 2, 3, 4, 7)."""
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
             raise ConfigError(f"{text!r} is not a list of numbers: write such as 1-4 or 1,2,5")
-        numbers.extend(range(int(first), int(last or first) + 1))
+        numbers.extend(range(first, last + 1))
     return tuple(numbers)
 
 

@@ -1,0 +1,210 @@
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+from typer.testing import CliRunner
+
+from headrace import __version__, cli
+from headrace.commit.chain import Chain
+from headrace.commit.manifest import Envelope, Manifest
+from headrace.errors import ConfigError, DataError, FencedError, StoreBusyError, StoreError, TrainingError
+from headrace.store.fence import take_epoch
+from headrace.store.store import Store
+
+
+@pytest.fixture
+def headrace():
+    return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver that notes what it is given; ``driver.outcome`` is what it returns or raises."""
+    fake = types.ModuleType("headrace.train.driver")
+    fake.outcome = 0
+
+    def run(recipe, observer, serving):
+        fake.recipe, fake.observer, fake.serving = recipe, observer, serving
+        if isinstance(fake.outcome, Exception):
+            raise fake.outcome
+        return fake.outcome
+
+    fake.run = run
+    import headrace.train
+
+    monkeypatch.setitem(sys.modules, "headrace.train.driver", fake)
+    monkeypatch.setattr(headrace.train, "driver", fake, raising=False)
+    monkeypatch.setattr(cli, "_serving", lambda recipe: "server" if recipe.serve.enabled else None)
+    return fake
+
+
+@pytest.fixture
+def bench_module(monkeypatch):
+    """A benchmark that returns its own options."""
+
+    def put(name):
+        fake = types.ModuleType(f"headrace.bench.{name}")
+        fake.run = lambda **options: {"seen": {key: str(value) for key, value in options.items()}}
+        monkeypatch.setitem(sys.modules, f"headrace.bench.{name}", fake)
+
+    return put
+
+
+def _put_commit(store, cut, version, verdict="publish", reason=""):
+    envelope = Envelope(epoch=1, token="t", wall_ms=0, monotonic_s=0.0, seconds={})
+    facts = {"events": 200 + cut, "items": 50}
+    manifest = Manifest(cut, None, verdict, reason, version, {}, facts, envelope)
+    Chain(store).commit(manifest, take_epoch(store))
+    return manifest
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["bench", "--help"], ["--version"]])
+def test_help_is_light(words):
+    program = (
+        "import sys\n"
+        "from headrace.cli import main\n"
+        f"sys.argv = ['headrace', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'ray', 'pyarrow', 'wandb', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_is_read_without_torch_or_ray():
+    program = (
+        "import sys\n"
+        "from headrace.config.load import load_recipe\n"
+        "load_recipe()\n"
+        "assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(headrace):
+    assert headrace("--version").stdout == f"headrace {__version__}\n"
+
+
+def test_run_hands_over_recipe_observer_and_server(headrace, driver, tmp_path):
+    recipe = tmp_path / "my.toml"
+    recipe.write_text("seed = 5\n[train]\nepochs = 4\n")
+    result = headrace("run", recipe, "train.batch=8", f"run.dir={tmp_path}")
+    assert result.exit_code == 0
+    assert (driver.recipe.seed, driver.recipe.train.epochs, driver.recipe.train.batch) == (5, 4, 8)
+    assert driver.serving == "server"
+    assert result.stdout.startswith(f"headrace {__version__}: run headrace in {tmp_path}\n")
+    assert "libraries loaded" in result.stdout
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_recipe(headrace, driver, tmp_path):
+    recipe = tmp_path / "a=b.toml"
+    recipe.write_text("seed = 5\n")
+    assert headrace("run", recipe).exit_code == 0
+    assert driver.recipe.seed == 5
+
+
+def test_no_server_where_the_recipe_wants_none(headrace, driver):
+    assert headrace("run", "serve.enabled=false").exit_code == 0
+    assert driver.serving is None
+
+
+def test_the_drivers_exit_status_is_the_commands(headrace, driver):
+    driver.outcome = 3
+    assert headrace("run").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("feed.path [red] is missing"), 2),
+        (DataError("no such column"), 2),
+        (StoreBusyError("another trainer"), 2),
+        (StoreError("damaged"), 1),
+        (FencedError("a newer run"), 1),
+        (TrainingError("workers keep failing"), 1),
+    ],
+)
+def test_errors_are_said_in_words(headrace, driver, error, status):
+    driver.outcome = error
+    result = headrace("run")
+    assert result.exit_code == status
+    assert str(error) in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_our_own_mistakes_keep_their_traceback(headrace, driver):
+    driver.outcome = AssertionError("ours")
+    assert isinstance(headrace("run").exception, AssertionError)
+
+
+def test_a_misspelt_key_stops_before_anything_is_loaded(headrace, driver):
+    result = headrace("run", "train.epoch=3")
+    assert result.exit_code == 2
+    assert "the nearest is train.epochs" in result.stderr
+    assert not hasattr(driver, "recipe")
+
+
+def test_versions_lists_the_commits(headrace, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    first = _put_commit(store, 0, 1)
+    _put_commit(store, 1, None, "hold", "churn 0.40 is above 0.30")
+    for words in (["--store", tmp_path / "store"], [f"run.dir={tmp_path}"]):
+        result = headrace("versions", *words)
+        assert result.exit_code == 0
+        lines = [line.split() for line in result.stdout.splitlines()]
+        assert lines[0] == ["cut", "version", "verdict", "events", "items", "digest", "reason"]
+        assert lines[1] == ["0", "1", "publish", "200", "50", first.state_digest[:12]]
+        assert lines[2][:5] == ["1", "-", "hold", "201", "50"]
+        assert lines[2][6:] == ["churn", "0.40", "is", "above", "0.30"]
+
+
+def test_versions_of_nothing(headrace, tmp_path):
+    result = headrace("versions", "--store", tmp_path)
+    assert result.exit_code == 2
+    assert "no commits in" in result.stderr
+
+
+def test_a_damaged_commit_is_said_in_words(headrace, tmp_path):
+    store = Store(str(tmp_path))
+    _put_commit(store, 0, 1)
+    (name,) = store.names("commits")
+    store.put(f"commits/{name}", store.get(f"commits/{name}").replace(b'"events": 200', b'"events": 201'))
+    result = headrace("versions", "--store", tmp_path)
+    assert result.exit_code == 1
+    assert "does not match its own digest" in result.stderr
+
+
+def test_a_benchmark_is_given_its_options_and_its_result_is_written(headrace, bench_module, tmp_path):
+    bench_module("continual")
+    words = ["--data", tmp_path, "--cycles", "1-3,5", "--seeds", "1-2", "--methods", "online,ewc"]
+    result = headrace("bench", "continual", *words, "--out", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "results" / "continual.json").read_text())
+    assert written["result"]["seen"] == {
+        "data": str(tmp_path),
+        "methods": "('online', 'ewc')",
+        "cycles": "(1, 2, 3, 5)",
+        "seeds": "(1, 2)",
+        "device": "cpu",
+    }
+    assert written["benchmark"] == "continual"
+    assert written["machine"]["cores"] >= 1
+    assert set(written["commit"]) == {"sha", "changed"}
+
+
+def test_a_json_file_is_taken_by_its_name(headrace, bench_module, tmp_path):
+    bench_module("freshness")
+    assert headrace("bench", "freshness", "--seconds", "5", "--out", tmp_path / "a" / "b.json").exit_code == 0
+    assert json.loads((tmp_path / "a" / "b.json").read_text())["options"] == {"seconds": 5}
+
+
+@pytest.mark.parametrize("cycles", ["", "a", "1-", "-3", "1,,2", "1-2-3", "4-1"])
+def test_cycles_that_are_no_numbers(headrace, bench_module, tmp_path, cycles):
+    bench_module("continual")
+    result = headrace("bench", "continual", "--data", tmp_path, f"--cycles={cycles}")
+    assert result.exit_code == 2
+    assert "is not a list of numbers" in result.stderr
