@@ -55,8 +55,11 @@ def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> 
         num_rows += wire.num_rows
     item_I, row_I = _merge(items, rows)
     return ShardFacts(
-        num_rows, min((first for first, _ in spans), default=0), max((last for _, last in spans), default=0),
-        tuple(int(count) for count in group_rows), encode_items(item_I, row_I),
+        num_rows,
+        min((first for first, _ in spans), default=0),
+        max((last for _, last in spans), default=0),
+        tuple(int(count) for count in group_rows),
+        encode_items(item_I, row_I),
     )
 
 

@@ -58,8 +58,17 @@ class Keeper:
     has not grown for this long is set aside.
     """
 
-    def __init__(self, config: FeedConfig, columns: ColumnsConfig, landing: Landing, writer: LedgerWriter, *,
-                 last_cut: int | None = None, cuts_ahead: int = 2, patience_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        config: FeedConfig,
+        columns: ColumnsConfig,
+        landing: Landing,
+        writer: LedgerWriter,
+        *,
+        last_cut: int | None = None,
+        cuts_ahead: int = 2,
+        patience_s: float = 10.0,
+    ) -> None:
         self._config = config
         self._columns = columns
         self._landing = landing
@@ -105,7 +114,8 @@ class Keeper:
         return Polled(
             shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
             quarantined=tuple(entry for entry in taken if isinstance(entry, Quarantine)),
-            cuts=tuple(self._cut(now_s, committed_cut)), unsettled=len(self._seen),
+            cuts=tuple(self._cut(now_s, committed_cut)),
+            unsettled=len(self._seen),
         )
 
     def stop(self) -> int:
@@ -166,11 +176,21 @@ class Keeper:
             facts = scan_shard(parquet, self._columns, sha256)
         except (DataError, pa.ArrowException, OSError) as error:
             return self._set_aside(name, sha256, size_bytes, num_rows, str(error))
-        return self._writer.shard(Shard(
-            number=0, uri=uri, sha256=sha256, size_bytes=size_bytes, num_rows=facts.num_rows, first_ts=facts.first_ts,
-            last_ts=facts.last_ts, group_rows=facts.group_rows, types=types, duplicate_of=None,
-            facts=self._writer.store.put_part(facts.items),
-        ))
+        return self._writer.shard(
+            Shard(
+                number=0,
+                uri=uri,
+                sha256=sha256,
+                size_bytes=size_bytes,
+                num_rows=facts.num_rows,
+                first_ts=facts.first_ts,
+                last_ts=facts.last_ts,
+                group_rows=facts.group_rows,
+                types=types,
+                duplicate_of=None,
+                facts=self._writer.store.put_part(facts.items),
+            )
+        )
 
     def _check_types(self, types: tuple[tuple[str, str], ...]) -> None:
         for column, kind in types:

@@ -61,8 +61,11 @@ class Landing:
         if isinstance(file_system, fs.LocalFileSystem):
             return _scan(root, known)
         listed = file_system.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        return sorted((info.base_name, int(info.size)) for info in listed
-                      if info.type == fs.FileType.File and _is_shard(info.base_name) and info.base_name not in known)
+        return sorted(
+            (info.base_name, int(info.size))
+            for info in listed
+            if info.type == fs.FileType.File and _is_shard(info.base_name) and info.base_name not in known
+        )
 
     def land(self, name: str, table: pa.Table) -> Landed:
         """Land a table as the shard ``name``: the same rows give the same bytes, seen whole or not at all."""

@@ -76,8 +76,10 @@ class LedgerReader:
         try:
             return self._read(number)[0]
         except FileNotFoundError as error:
-            raise StoreError(f"the ledger in {self.store.uri} has no record {number}: was the store cut short or "
-                             "copied while it was written?") from error
+            raise StoreError(
+                f"the ledger in {self.store.uri} has no record {number}: was the store cut short or "
+                "copied while it was written?"
+            ) from error
 
     def shard(self, number: int) -> Shard:
         """The shard whose record has this number."""
@@ -242,11 +244,18 @@ class LedgerWriter:
             ranges.append(replace(part, stop=min(part.stop, part.start + room)))
             room -= ranges[-1].stop - ranges[-1].start
         num_rows = sum(part.stop - part.start for part in ranges)
-        return self._append(Cut(
-            number=state.num_cuts, ranges=tuple(ranges), num_rows=num_rows, events_in=state.events_in,
-            duplicate=state.duplicate, quarantined=state.quarantined, pending=state.num_pending - num_rows,
-            record=state.last_record + 1,
-        ))
+        return self._append(
+            Cut(
+                number=state.num_cuts,
+                ranges=tuple(ranges),
+                num_rows=num_rows,
+                events_in=state.events_in,
+                duplicate=state.duplicate,
+                quarantined=state.quarantined,
+                pending=state.num_pending - num_rows,
+                record=state.last_record + 1,
+            )
+        )
 
     def stop(self) -> Stop:
         """Record that this epoch ends after the newest cut."""

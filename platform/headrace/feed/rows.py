@@ -77,12 +77,16 @@ def _read_range(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Tabl
     try:
         file = open_file(shard.uri)
     except FileNotFoundError as error:
-        raise DataError(f"{shard.uri} is in the ledger but not in its folder: put it back; shards stay where they "
-                        "landed until they are trained") from error
+        raise DataError(
+            f"{shard.uri} is in the ledger but not in its folder: put it back; shards stay where they "
+            "landed until they are trained"
+        ) from error
     with file, pq.ParquetFile(file, pre_buffer=True) as parquet:
         if file.size() != shard.size_bytes:
-            raise DataError(f"{shard.uri} has {file.size()} bytes, but {shard.size_bytes} when it was recorded: "
-                            "a shard never changes; put the first content back and land the new rows under a new name")
+            raise DataError(
+                f"{shard.uri} has {file.size()} bytes, but {shard.size_bytes} when it was recorded: "
+                "a shard never changes; put the first content back and land the new rows under a new name"
+            )
         wanted: list[int] = []
         first_row, offset = 0, 0
         for group in range(parquet.num_row_groups):

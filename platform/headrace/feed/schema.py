@@ -24,8 +24,16 @@ CONTEXT = "context."
 """Prefix of carried columns on the wire, so that a column called ``row`` or ``ts`` cannot shadow ours."""
 
 _FIXED: tuple[tuple[str, pa.DataType | None], ...] = (
-    ("shard", pa.int32()), ("row", pa.int32()), ("group", pa.uint8()), ("user", pa.uint64()), ("session", pa.uint64()),
-    ("item", None), ("ts", pa.int64()), ("kind", pa.int16()), ("target", pa.bool_()), ("weight", pa.float32()),
+    ("shard", pa.int32()),
+    ("row", pa.int32()),
+    ("group", pa.uint8()),
+    ("user", pa.uint64()),
+    ("session", pa.uint64()),
+    ("item", None),
+    ("ts", pa.int64()),
+    ("kind", pa.int16()),
+    ("target", pa.bool_()),
+    ("weight", pa.float32()),
     ("event", pa.uint64()),
 )
 _ROLES = ("request_id", "position", "propensity", "bundle_version")
@@ -46,8 +54,11 @@ def required_columns(columns: ColumnsConfig) -> dict[str, str]:
 def carried_columns(schema: pa.Schema, columns: ColumnsConfig) -> dict[str, str]:
     """Wire name to file name of the optional and context columns that a file with this schema has."""
     wanted = {role: getattr(columns, role) for role in _ROLES} | {name: name for name in columns.context}
-    return {CONTEXT + key: name for key, name in wanted.items()
-            if name in schema.names and not pa.types.is_null(schema.field(name).type)}
+    return {
+        CONTEXT + key: name
+        for key, name in wanted.items()
+        if name in schema.names and not pa.types.is_null(schema.field(name).type)
+    }
 
 
 def travelling_columns(schema: pa.Schema, columns: ColumnsConfig) -> list[str]:
@@ -85,15 +96,25 @@ def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, 
     user_N = _owners(table, columns.user_id, "user")
     session_N = _owners(table, columns.session_id, "session")
     owner_N = np.where(user_N != 0, user_N, session_N)
-    _refuse_missing(owner_N == 0, start, " and ".join(filter(None, (columns.user_id, columns.session_id))),
-                    "every row needs a user or a session")
+    _refuse_missing(
+        owner_N == 0,
+        start,
+        " and ".join(filter(None, (columns.user_id, columns.session_id))),
+        "every row needs a user or a session",
+    )
     kind_N, target_N = _kinds(table, columns)
     carried = carried_columns(table.schema, columns)
     arrays = [
-        pa.array(np.full(num_rows, shard, dtype=np.int32)), pa.array(row_N.astype(np.int32)),
-        pa.array((owner_N % np.uint64(KEY_GROUPS)).astype(np.uint8)), pa.array(user_N), pa.array(session_N),
-        _items(table, columns.item_id, start), pa.array(_times(table, columns.ts, start)), pa.array(kind_N),
-        pa.array(target_N), pa.array(_weights(table, columns.weight, start)),
+        pa.array(np.full(num_rows, shard, dtype=np.int32)),
+        pa.array(row_N.astype(np.int32)),
+        pa.array((owner_N % np.uint64(KEY_GROUPS)).astype(np.uint8)),
+        pa.array(user_N),
+        pa.array(session_N),
+        _items(table, columns.item_id, start),
+        pa.array(times_ms(table, columns.ts, start)),
+        pa.array(kind_N),
+        pa.array(target_N),
+        pa.array(_weights(table, columns.weight, start)),
         pa.array(_events(table, columns.event_id, row_N, sha256)),
     ]
     arrays += [_plain(table[name]) for name in carried.values()]
@@ -102,25 +123,39 @@ def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, 
 
 def rows_from_table(table: pa.Table) -> Rows:
     """Wire rows as numpy arrays; everything is copied, so that no block of shared memory stays pinned."""
+
     def column(name: str, kind: type[np.generic]) -> NDArray[Any]:
         return np.array(table[name].to_numpy(), dtype=kind)
 
     item = table["item"]
     return Rows(
-        shard_N=column("shard", np.int64), row_N=column("row", np.int64), group_N=column("group", np.uint8),
-        user_N=column("user", np.uint64), session_N=column("session", np.uint64),
+        shard_N=column("shard", np.int64),
+        row_N=column("row", np.int64),
+        group_N=column("group", np.uint8),
+        user_N=column("user", np.uint64),
+        session_N=column("session", np.uint64),
         item_N=np.array(item.to_numpy(), dtype=np.int64 if pa.types.is_integer(item.type) else object),
-        ts_N=column("ts", np.int64), kind_N=column("kind", np.int16), target_N=column("target", np.bool_),
-        weight_N=column("weight", np.float32), event_N=column("event", np.uint64),
-        context={name.removeprefix(CONTEXT): np.array(table[name].to_numpy())
-                 for name in table.column_names if name.startswith(CONTEXT)},
+        ts_N=column("ts", np.int64),
+        kind_N=column("kind", np.int16),
+        target_N=column("target", np.bool_),
+        weight_N=column("weight", np.float32),
+        event_N=column("event", np.uint64),
+        context={
+            name.removeprefix(CONTEXT): np.array(table[name].to_numpy())
+            for name in table.column_names
+            if name.startswith(CONTEXT)
+        },
     )
 
 
 _EXPECTED = {
-    "item_id": "integers or strings", "ts": "a timestamp, or integers in milliseconds since the epoch",
-    "session_id": "integers or strings", "user_id": "integers or strings", "event": "strings or integers",
-    "event_id": "integers or strings", "weight": "numbers",
+    "item_id": "integers or strings",
+    "ts": "a timestamp, or integers in milliseconds since the epoch",
+    "session_id": "integers or strings",
+    "user_id": "integers or strings",
+    "event": "strings or integers",
+    "event_id": "integers or strings",
+    "weight": "numbers",
 }
 
 
@@ -149,8 +184,10 @@ def _plain(column: Column) -> Values:
 
 def _refuse_missing(missing_N: NDArray[np.bool_], start: int, name: str, rule: str) -> None:
     if missing_N.any():
-        raise DataError(f"{int(missing_N.sum())} rows have no value in {name} (the first is row "
-                        f"{start + int(missing_N.argmax())}): {rule}; repair the producer and land the shard anew")
+        raise DataError(
+            f"{int(missing_N.sum())} rows have no value in {name} (the first is row "
+            f"{start + int(missing_N.argmax())}): {rule}; repair the producer and land the shard anew"
+        )
 
 
 def _items(table: pa.Table, name: str, start: int) -> Values:
@@ -162,7 +199,8 @@ def _items(table: pa.Table, name: str, start: int) -> Values:
         raise DataError(f"an item id in {name} exceeds 64 signed bits ({error}): land ids as strings") from error
 
 
-def _times(table: pa.Table, name: str, start: int) -> NDArray[np.int64]:
+def times_ms(table: pa.Table, name: str, start: int = 0) -> NDArray[np.int64]:
+    """Event times of a shard's own ``name`` column, milliseconds; DataError where one is missing."""
     column = _plain(table[name])
     _refuse_missing(column.is_null().to_numpy(zero_copy_only=False), start, name, "every row needs a time")
     if pa.types.is_timestamp(column.type):
