@@ -18,7 +18,8 @@ class Encoder(Protocol):
         """The query vectors ``(P, D)`` at row ``row_P`` and ``back_P`` events before its newest (0: after all of them).
 
         ``item_BLD`` holds the raw table rows of the items, zeros where there is no event. A row without any event gets
-        a vector all the same: what is known when nothing is known.
+        a vector all the same: what is known when nothing is known. ``row_P`` and ``back_P`` best lie in host memory:
+        what they ask for decides what is computed.
         """
         ...
 
@@ -32,3 +33,17 @@ class RecallModel(nn.Module):
         self.table = table
         self.temperature = temperature
         """Of cosine scores; None: dot products."""
+
+    def query_side(self, query_PD: Tensor) -> Tensor:
+        """Query vectors as they enter the product that gives logits."""
+        if self.temperature is None:
+            return query_PD
+        return nn.functional.normalize(query_PD, dim=-1) / self.temperature
+
+    def item_side(self, vectors_ED: Tensor) -> Tensor:
+        """Item vectors as they enter the product that gives logits."""
+        return vectors_ED if self.temperature is None else nn.functional.normalize(vectors_ED, dim=-1)
+
+    def logits(self, query_PD: Tensor, vectors_ED: Tensor) -> Tensor:
+        """The scores ``(P, E)`` whose softmax is the model's probability; training, evaluation and serving alike."""
+        return self.query_side(query_PD) @ self.item_side(vectors_ED).T

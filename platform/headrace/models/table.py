@@ -26,6 +26,13 @@ class ItemTable(nn.Module):
         """Standard deviation of a fresh row's entries."""
         self.weight = nn.Parameter(self._fresh(0, capacity))
 
+    @classmethod
+    def from_rows(cls, weight: Tensor, seed: int, scale: float) -> "ItemTable":
+        """A table that holds these rows; ``seed`` and ``scale`` are for rows to come."""
+        table = cls(int(weight.shape[1]), 0, seed, scale)
+        table.weight = nn.Parameter(weight)
+        return table
+
     @property
     def capacity(self) -> int:
         """Rows of the table."""
@@ -55,7 +62,7 @@ class ItemTable(nn.Module):
         return self.weight.index_select(0, slot_E)
 
     def _fresh(self, start: int, stop: int) -> Tensor:
-        chunks = []
+        chunks = [torch.empty(0, self.width)]
         for chunk in range(start // self._CHUNK, -(-stop // self._CHUNK)):
             draw = torch.Generator().manual_seed(hash64(self.seed, "item rows", chunk) >> 1)
             rows_CD = torch.randn(self._CHUNK, self.width, generator=draw) * self.scale

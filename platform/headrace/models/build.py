@@ -1,0 +1,85 @@
+"""Models from recipes, and models as named arrays and back.
+
+A model's parts are "encoder" (its parameters, and the seed that new rows of the table are drawn from) and the table in
+chunks of rows, "table/00000", "table/00001", .., so that rows which did not change are not stored again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.config.recipe import SasRecConfig
+from headrace.errors import StoreError
+from headrace.models.base import RecallModel
+from headrace.models.sasrec import SasRec
+from headrace.models.table import ItemTable
+from headrace.records import hash64
+
+Parts = dict[str, dict[str, NDArray[Any]]]
+
+CHUNK_ROWS = 16384
+"""Rows of the table (and of the optimizer's moments of it) in one part."""
+_ROW_NORM = 0.125  # of a fresh row: sqrt(width) times its entries' deviation
+_SEED = "table_seed"
+
+
+def build_model(config: SasRecConfig, max_events: int, capacity: int, seed: int) -> RecallModel:
+    """A fresh model with ``capacity`` rows; the seed alone decides it, whatever the state of torch's generators."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash64(seed, "encoder") >> 1)
+        encoder = SasRec(config, max_events)
+    table = ItemTable(config.width, capacity, hash64(seed, "table") >> 1, _ROW_NORM * config.width**-0.5)
+    return RecallModel(encoder, table, config.temperature if config.scores == "cosine" else None)
+
+
+def model_parts(model: RecallModel) -> Parts:
+    """The whole model as named arrays, one dictionary a part; copies, so that training may go on."""
+    parts: Parts = {"encoder": {name: _array(value) for name, value in model.encoder.state_dict().items()}}
+    parts["encoder"][_SEED] = np.array([model.table.seed], dtype=np.int64)
+    parts.update(row_chunks("table", {"weight": model.table.weight.detach()}))
+    return parts
+
+
+def load_model(config: SasRecConfig, max_events: int, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> RecallModel:
+    """The model whose ``model_parts`` these were, equal to the byte, capacity included.
+
+    StoreError where the parts belong to a model of another shape.
+    """
+    with torch.device("meta"):  # nothing is drawn
+        encoder = SasRec(config, max_events)
+    state = {name: torch.from_numpy(array).clone() for name, array in parts["encoder"].items() if name != _SEED}
+    try:
+        encoder.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise StoreError(f"the stored encoder does not fit the recipe's model section: {error}") from error
+    rows = torch.from_numpy(join_chunks("table", "weight", parts))
+    table = ItemTable.from_rows(rows, int(parts["encoder"][_SEED][0]), _ROW_NORM * config.width**-0.5)
+    return RecallModel(encoder, table, config.temperature if config.scores == "cosine" else None)
+
+
+def row_chunks(prefix: str, tensors: Mapping[str, Tensor]) -> Parts:
+    """Tensors of equally many rows as parts of ``CHUNK_ROWS`` rows: prefix/00000, prefix/00001, .."""
+    num_rows = len(next(iter(tensors.values())))
+    return {
+        f"{prefix}/{start // CHUNK_ROWS:05d}": {
+            name: _array(tensor[start : start + CHUNK_ROWS]) for name, tensor in tensors.items()
+        }
+        for start in range(0, num_rows, CHUNK_ROWS)
+    }
+
+
+def join_chunks(prefix: str, name: str, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> NDArray[Any]:
+    """The rows that ``row_chunks`` cut; StoreError where none are there."""
+    chunks = [parts[part][name] for part in sorted(parts) if part.startswith(f"{prefix}/")]
+    if not chunks:
+        raise StoreError(f"no part {prefix}/00000 among {sorted(parts)}")
+    return np.concatenate(chunks)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return array

@@ -1,0 +1,123 @@
+"""Passes over an increment's examples: batches, agreed on by all ranks, through ``TrainStep``.
+
+Ranks hold different rows, so they agree once an epoch, by one gather, on the number of steps and on each step's weight
+of targets; a rank that is short takes part without examples. A recipe's batch is global: a rank takes batch / world.
+Shape legend: S sequences, B of them in a batch, P queries, T targets, E eligible items, K steps.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.catalogue.eligible import Eligible
+from headrace.inputs.contexts import pad, ranges
+from headrace.inputs.examples import Examples, plan_batches
+from headrace.records import generator
+from headrace.train.group import Group
+from headrace.train.step import StepBatch, TrainStep
+
+
+@dataclass(frozen=True)
+class PassStats:
+    """What the passes of one increment did, over all ranks. Made here, read by the commit and the gate."""
+
+    steps: int
+    targets: int
+    """Targets of one epoch that are in the eligible set."""
+    targets_outside: int
+    """Targets of one epoch outside it: they weigh nothing."""
+    loss_per_epoch: tuple[float, ...]
+    """Mean negative log likelihood a unit of weight, while training (with dropout)."""
+    last_gradient_norm: float
+    seconds: float
+    """Wall time on this rank; never part of a state."""
+
+
+def train_passes(
+    step: TrainStep,
+    examples: Examples,
+    eligible: Eligible,
+    slot_I: NDArray[np.int64],
+    *,
+    epochs: int,
+    seed: int,
+    increment: int,
+) -> PassStats:
+    """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
+
+    ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table.
+    """
+    began = time.perf_counter()
+    group, num_steps, losses = step.group, 0, []
+    column_T = eligible.column_of(examples.target_T)
+    weight_T = np.where(column_T < 0, np.float32(0.0), examples.weight_T)
+    counts = _sum(group, "targets", np.array([(column_T >= 0).sum(), (column_T < 0).sum()]))
+    slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(step.device)
+    order_by_slot = bool((np.diff(slot_I[eligible.number_E]) > 0).all())
+    assert order_by_slot, "slots of eligible items must ascend with their numbers"
+    for epoch in range(epochs):
+        draw = generator(seed, "batches", increment, epoch, group.rank)
+        plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)
+        weight_K = _weights(examples, weight_T, plan)
+        total_K = _sum(group, "weight", weight_K)
+        loss = 0.0
+        batches = _batches(examples, column_T, weight_T, slot_I, plan)
+        for total in total_K.tolist():
+            batch = next(batches, None)
+            if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
+                loss += step.run(batch, total, slot_E)
+                num_steps += 1
+        losses.append(_sum(group, "loss", np.array([loss]))[0] / max(total_K.sum(), 1e-30))
+    return PassStats(
+        num_steps,
+        int(counts[0]),
+        int(counts[1]),
+        tuple(float(value) for value in losses),
+        step.last_gradient_norm,
+        time.perf_counter() - began,
+    )
+
+
+def _share(batch: int, group: Group) -> int:
+    """This rank's part of a global batch; the first ranks take the remainder."""
+    return max(1, batch // group.world + (group.rank < batch % group.world))
+
+
+def _sum(group: Group, name: str, values_K: NDArray[np.generic]) -> NDArray[np.float64]:
+    """The sum over ranks, in rank order; shorter arrays count as padded with zeros."""
+    gathered = [arrays[name] for arrays in group.gather({name: values_K.astype(np.float64)})]
+    total_K = np.zeros(max(len(values) for values in gathered))
+    for values in gathered:
+        total_K[: len(values)] += values
+    return total_K
+
+
+def _weights(examples: Examples, weight_T: NDArray[np.float32], plan: list[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """The weight of the eligible targets of each planned batch."""
+    weight_S = np.bincount(examples.sequence_T, weights=weight_T, minlength=len(examples))
+    return np.array([weight_S[members].sum() for members in plan])
+
+
+def _batches(
+    examples: Examples,
+    column_T: NDArray[np.int64],
+    weight_T: NDArray[np.float32],
+    slot_I: NDArray[np.int64],
+    plan: list[NDArray[np.int64]],
+) -> Iterator[StepBatch]:
+    first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples) + 1))
+    for members in plan:
+        begin_B, count_B = first_S[members], first_S[members + 1] - first_S[members]
+        flat_T = ranges(begin_B, count_B)
+        position_T = examples.position_T[flat_T]
+        # one query for all targets of a row and position
+        reach = int(position_T.max(initial=0)) + 1
+        query_P, query_T = np.unique(
+            np.repeat(np.arange(len(members)), count_B) * reach + position_T, return_inverse=True
+        )
+        inputs = pad(examples.contexts.take(members), slot_I)
+        yield StepBatch(inputs, query_P // reach, query_P % reach, query_T, column_T[flat_T], weight_T[flat_T])

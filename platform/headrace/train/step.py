@@ -1,0 +1,239 @@
+"""One optimizer step, the same on every rank: the model's parameters as one optimizer problem.
+
+All gradients are views of one flat buffer, summed over ranks by one call (DDP would rebuild its buckets, and a resumed
+run would sum in another order). Adam (arXiv 1412.6980) keeps its moments as long as the model lives; they grow with the
+table, new rows' at zero. No generator state is kept: a step's dropout is drawn from (seed, increment, step, rank).
+
+The table takes part as two leaves, the rows read by contexts and the vectors scored, whose gradients are added to the
+flat buffer where they belong: autograd would make a zero-filled array of the table's size for each of them.
+Shape legend: B batch, L length, D width, P queries, T targets, E eligible items, V rows of the table in use.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headrace.config.recipe import TrainConfig
+from headrace.errors import TrainingError
+from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.examples import Examples
+from headrace.methods.base import Method
+from headrace.models.base import RecallModel
+from headrace.models.build import Parts, join_chunks, row_chunks
+from headrace.objectives.softmax import Objective
+from headrace.records import hash64
+from headrace.train.group import Group
+
+_TABLE = "table"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of one step. Made by train/passes.py."""
+
+    inputs: ModelInputs
+    row_P: NDArray[np.int64]
+    """The row of ``inputs`` of each query."""
+    back_P: NDArray[np.int64]
+    query_T: NDArray[np.int64]
+    """The query that each target answers."""
+    column_T: NDArray[np.int64]
+    """Among the eligible items; -1: outside, which weighs nothing."""
+    weight_T: NDArray[np.float32]
+
+
+class TrainStep:
+    """Model, optimizer and methods of one rank. ``begin_increment`` comes before the first step, always.
+
+    ``steps_since_fresh`` counts optimizer steps since Adam's moments were zero; it is part of the state.
+    """
+
+    def __init__(
+        self,
+        model: RecallModel,
+        objective: Objective,
+        methods: Sequence[Method],
+        config: TrainConfig,
+        group: Group,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.methods = methods
+        self.config = config
+        self.group = group
+        self.seed = seed
+        self.increment = -1
+        self.steps_since_fresh = 0
+        self.step_in_increment = 0
+        self.last_gradient_norm = 0.0
+        self._moments: dict[str, dict[str, Tensor]] = {}
+        """Of parameters by name, as the last state had them, until ``begin_increment`` hands them to the optimizer."""
+        self._parameters: dict[str, Tensor] = {}
+        self._flat = torch.zeros(0)
+        self._optimizer: torch.optim.Adam | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arithmetic happens."""
+        return self.model.table.weight.device
+
+    def begin_increment(self, num_slots: int, increment: int) -> None:
+        """Grow the table, let the methods prepare, then rebuild the flat buffer and the optimizer, moments kept."""
+        self.increment, self.step_in_increment = increment, 0
+        self.model.table.grow(num_slots)
+        for method in self.methods:
+            method.begin_increment(self.model, increment)
+        self._moments = self._collect_moments()
+        encoder = {name: value for name, value in self.model.encoder.named_parameters() if value.requires_grad}
+        rows_VD = nn.Parameter(self.model.table.weight.detach()[:num_slots])
+        self._parameters = {**{f"encoder.{name}": value for name, value in encoder.items()}, _TABLE: rows_VD}
+        self._flat = torch.zeros(sum(value.numel() for value in self._parameters.values())).to(rows_VD)
+        start = 0
+        for value in self._parameters.values():
+            value.grad = self._flat[start : start + value.numel()].view_as(value)
+            start += value.numel()
+        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.config.learning_rate, fused=True)
+        self._hand_over_moments(self._optimizer)
+
+    def end_increment(self, examples: Examples) -> None:
+        """Let the methods look at the trained model; after the last step, before the commit."""
+        for method in self.methods:
+            method.end_increment(self.model, examples, self.increment)
+
+    def run(self, batch: StepBatch | None, total_weight: float, slot_E: Tensor) -> float:
+        """One step on this rank's ``batch`` (None: it has none); returns its weighted sum of losses.
+
+        ``total_weight`` is that of all ranks' eligible targets, ``slot_E`` the eligible items' rows, ascending.
+        TrainingError before ``begin_increment``.
+        """
+        if self._optimizer is None:
+            raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
+        self.model.train()
+        self._flat.zero_()
+        loss = self._backward(batch, total_weight, slot_E) if batch is not None and len(batch.column_T) else 0.0
+        self._add_penalties()
+        self.group.sum_(self._flat)
+        self._guard()
+        scale = 1.0
+        for method in self.methods:
+            scale *= method.learning_rate_scale(self.steps_since_fresh)
+        self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * scale
+        self._optimizer.step()
+        self.steps_since_fresh += 1
+        self.step_in_increment += 1
+        return loss
+
+    def extremes(self) -> tuple[bool, float]:
+        """Whether weights and moments are all finite, and their largest absolute entry."""
+        tensors = [value.detach() for value in self.model.parameters()]
+        tensors += [pair[key] for pair in self._collect_moments().values() for key in _MOMENTS]
+        largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors), largest
+
+    def state(self) -> Parts:
+        """The optimizer as parts: "optimizer/encoder", and "optimizer/table/00000", .. cut as the model's table is."""
+        moments = self._collect_moments()
+        encoder: dict[str, NDArray[Any]] = {"steps": np.array([self.steps_since_fresh], dtype=np.int64)}
+        for name, pair in moments.items():
+            if name != _TABLE:
+                encoder.update({f"{name}/{key}": pair[key].cpu().numpy().copy() for key in _MOMENTS})
+        parts: Parts = {"optimizer/encoder": encoder}
+        if _TABLE in moments:
+            parts.update(row_chunks("optimizer/table", moments[_TABLE]))
+        return parts
+
+    def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+        """Take over what ``state`` gave; in force from the next ``begin_increment`` on."""
+        encoder = parts["optimizer/encoder"]
+        self.steps_since_fresh = int(encoder["steps"][0])
+        names = {name.rsplit("/", 1)[0] for name in encoder if name != "steps"}
+        moments = {name: {key: torch.tensor(encoder[f"{name}/{key}"]) for key in _MOMENTS} for name in names}
+        if any(part.startswith("optimizer/table/") for part in parts):
+            moments[_TABLE] = {key: torch.from_numpy(join_chunks("optimizer/table", key, parts)) for key in _MOMENTS}
+        self._moments = moments
+        self._optimizer = None
+
+    def _backward(self, batch: StepBatch, total_weight: float, slot_E: Tensor) -> float:
+        """Gradients of this rank's targets into the flat buffer; returns the undivided loss."""
+        model, device = self.model, self.device
+        torch.manual_seed(hash64(self.seed, "dropout", self.increment, self.step_in_increment, self.group.rank) >> 1)
+        slot_BL = torch.from_numpy(batch.inputs.slot_BL).to(device)
+        with torch.no_grad():
+            item_BLD = model.table.rows(slot_BL)
+            vectors_ED = model.table.vectors(slot_E)
+        item_BLD.requires_grad_()
+        vectors_ED = vectors_ED.detach().requires_grad_()
+        targets = [torch.from_numpy(array).to(device) for array in (batch.query_T, batch.column_T, batch.weight_T)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            row_P, back_P = torch.from_numpy(batch.row_P), torch.from_numpy(batch.back_P)
+            query_PD = model.encoder(batch.inputs, item_BLD, row_P, back_P)
+            loss = self.objective.loss(model.query_side(query_PD), model.item_side(vectors_ED), *targets)
+        (loss / total_weight).backward()  # type: ignore[no-untyped-call]
+        self._add_table_gradients(slot_BL, item_BLD, slot_E, vectors_ED)
+        return float(loss.detach())
+
+    def _add_table_gradients(self, slot_BL: Tensor, item_BLD: Tensor, slot_E: Tensor, vectors_ED: Tensor) -> None:
+        gradient_VD = self._parameters[_TABLE].grad
+        assert gradient_VD is not None
+        assert item_BLD.grad is not None
+        assert vectors_ED.grad is not None
+        num_eligible = vectors_ED.shape[0]
+        if int(slot_E[-1]) == num_eligible - 1:
+            gradient_VD[:num_eligible] += vectors_ED.grad
+        else:
+            gradient_VD.index_add_(0, slot_E, vectors_ED.grad)
+        is_event_BL = slot_BL >= 0
+        # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
+        gradient_VD.index_put_((slot_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)
+
+    def _add_penalties(self) -> None:
+        penalties = [value for method in self.methods for value in method.penalties(self.model).values()]
+        if not penalties:
+            return
+        whole = self.model.table.weight
+        (torch.stack(penalties).sum() / self.group.world).backward()  # type: ignore[no-untyped-call]
+        rows_VD = self._parameters[_TABLE]
+        if whole.grad is not None:
+            assert rows_VD.grad is not None
+            rows_VD.grad += whole.grad[: rows_VD.shape[0]]
+            whole.grad = None
+
+    def _guard(self) -> None:
+        """Scale the summed gradient down to the smallest norm that a method allows."""
+        bounds = [bound for method in self.methods if (bound := method.max_gradient_norm()) is not None]
+        if not bounds:
+            return
+        self.last_gradient_norm = float(torch.linalg.vector_norm(self._flat))
+        if self.last_gradient_norm > min(bounds):
+            self._flat.mul_(min(bounds) / self.last_gradient_norm)
+
+    def _collect_moments(self) -> dict[str, dict[str, Tensor]]:
+        """Adam's moments by parameter, wherever they are just now."""
+        if self._optimizer is None:
+            return self._moments
+        states = self._optimizer.state
+        return {
+            name: {key: states[value][key] for key in _MOMENTS}
+            for name, value in self._parameters.items()
+            if value in states
+        }
+
+    def _hand_over_moments(self, optimizer: torch.optim.Adam) -> None:
+        """Give a new optimizer the moments of the old; rows and parameters that are new start at zero."""
+        if not self.steps_since_fresh:
+            return
+        for name, value in self._parameters.items():
+            state: dict[str, Tensor] = {"step": torch.tensor(float(self.steps_since_fresh), device=value.device)}
+            for key in _MOMENTS:
+                old = self._moments.get(name, {}).get(key, torch.zeros(0))
+                state[key] = torch.zeros_like(value, requires_grad=False)
+                if old.ndim == value.ndim:
+                    state[key][: len(old)] = old.to(value)
+            optimizer.state[value] = state
