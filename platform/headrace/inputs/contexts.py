@@ -103,13 +103,20 @@ def build_contexts(
     max_events: int,
 ) -> Contexts:
     """For each query, the newest ``max_events`` events of its key that are strictly earlier than its as-of time."""
-    first_Q = np.searchsorted(log.key_N, key_Q, side="left")
-    last_Q = np.searchsorted(log.key_N, key_Q, side="right")
-    end_Q = _first_not_before(log.ts_N, first_Q, last_Q, as_of_Q)
+    first_Q, end_Q = span_before(log, key_Q, as_of_Q)
     start_Q = np.maximum(first_Q, end_Q - max_events)
     length_Q = end_Q - start_Q
     flat_T = ranges(start_Q, length_Q)
     return Contexts(log.item_N[flat_T], log.ts_N[flat_T], log.kind_N[flat_T], offsets(length_Q), as_of_Q, session_Q)
+
+
+def span_before(
+    log: EventLog, key_Q: NDArray[np.uint64], as_of_Q: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each query, where in the log its key's events begin, and where those strictly earlier than as-of end."""
+    first_Q = np.searchsorted(log.key_N, key_Q, side="left").astype(np.int64)
+    last_Q = np.searchsorted(log.key_N, key_Q, side="right").astype(np.int64)
+    return first_Q, _first_not_before(log.ts_N, first_Q, last_Q, as_of_Q)
 
 
 def contexts_of(sequences: Sequence[Sequence[int]], as_of_ms: int, max_events: int, session: int = 0) -> Contexts:
@@ -124,6 +131,18 @@ def contexts_of(sequences: Sequence[Sequence[int]], as_of_ms: int, max_events: i
         offsets(length_Q),
         np.full(len(cut), as_of_ms, dtype=np.int64),
         np.full(len(cut), session, dtype=np.uint64),
+    )
+
+
+def concatenate(parts: Sequence[Contexts]) -> Contexts:
+    """All contexts of these, one after the other."""
+    return Contexts(
+        np.concatenate([part.item_T for part in parts]),
+        np.concatenate([part.ts_T for part in parts]),
+        np.concatenate([part.kind_T for part in parts]),
+        offsets(np.concatenate([part.length_Q for part in parts])),
+        np.concatenate([part.as_of_Q for part in parts]),
+        np.concatenate([part.session_Q for part in parts]),
     )
 
 
@@ -149,7 +168,7 @@ def _first_not_before(
     as_of_Q: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Vectorised binary search of each as-of time inside its own range."""
-    low_Q, high_Q = first_Q.astype(np.int64).copy(), last_Q.astype(np.int64).copy()
+    low_Q, high_Q = first_Q.copy(), last_Q.copy()
     while (open_Q := low_Q < high_Q).any():
         middle_Q = (low_Q + high_Q) // 2
         earlier_Q = open_Q & (ts_N[np.minimum(middle_Q, len(ts_N) - 1)] < as_of_Q)

@@ -1,0 +1,139 @@
+"""Score first, train after: the honest online metric.
+
+Every version that matters answers the queries of a cut before anything learns from it: live (what users get), frozen
+(what they would get had nothing been updated), the learner and each of its experts. Ranks of one group of queries are
+computed where the rows are and gathered, so that all ranks hold the same figures, in ledger order.
+Shape legend: Q queries, R = Q + 1 offsets, T targets (flat), K voters.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.blend.weights import per_query
+from headrace.evaluation.metrics import METRICS
+from headrace.inputs.contexts import Contexts, offsets, ranges
+from headrace.recommend.recommender import Recommender
+from headrace.records import hash64_array
+
+Arrays = Mapping[str, NDArray[Any]]
+Gather = Callable[[Arrays], list[Arrays]]
+"""Every rank's arrays, in rank order, on every rank."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Questions that the cut's own events ask, each with the targets that answer it. Made from one rank's rows."""
+
+    contexts: Contexts
+    target_T: NDArray[np.int64]
+    """Item numbers."""
+    offset_R: NDArray[np.int64]
+    shard_Q: NDArray[np.int64]
+    row_Q: NDArray[np.int64]
+    event_Q: NDArray[np.uint64]
+    """Hash of the event id of the (first) target."""
+
+    def __len__(self) -> int:
+        return len(self.row_Q)
+
+    def take(self, index_B: NDArray[np.integer]) -> "Queries":
+        """These queries, in this order."""
+        length_B = np.diff(self.offset_R)[index_B]
+        return Queries(
+            self.contexts.take(index_B),
+            self.target_T[ranges(self.offset_R[:-1][index_B], length_B)],
+            offsets(length_B),
+            self.shard_Q[index_B],
+            self.row_Q[index_B],
+            self.event_Q[index_B],
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cut's figures, alike on every rank. Read by the gate, the blend's weights and the commit."""
+
+    num_queries: int
+    num_known: int
+    """Queries with a context item and a target that the learner knows: what the ADER protocol averages over."""
+    metrics: dict[str, dict[str, float]]
+    """By "live", "frozen", "learner" and the name of each of the learner's experts, over all queries."""
+    metrics_known: dict[str, dict[str, float]]
+    """The same over the known ones."""
+    probability: dict[str, NDArray[np.float64]]
+    """For each of the learner's experts, (Q,) in ledger order: the target's probability (mean over its eligible
+    targets); nan where the expert abstained or no target was eligible."""
+
+
+def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
+    """This rank's share of the ``max_queries`` with the smallest hash of their event, over all ranks together."""
+    if max_queries is None:
+        return queries
+    draw_Q = hash64_array(queries.event_Q, seed, "queries")
+    smallest = np.sort(draw_Q)[:max_queries]
+    all_drawn = np.sort(np.concatenate([part["draw"] for part in gather({"draw": smallest})]))
+    if len(all_drawn) <= max_queries:
+        return queries
+    return queries.take(np.flatnonzero(draw_Q < all_drawn[max_queries]))
+
+
+def score(
+    queries: Queries,
+    live: Recommender,
+    learner: Recommender,
+    frozen: Recommender | None,
+    gather: Gather,
+) -> Scored:
+    """Rank every query's targets with each version; figures are means over all ranks' queries."""
+    judged = learner.judge(queries.contexts, queries.target_T, queries.offset_R)
+    rank_of = {name: rank_T for name, rank_T in judged.rank.items() if name != "blend"}
+    rank_of["learner"] = judged.rank["blend"]
+    rank_of["live"] = rank_of["learner"] if live is learner else _blend_ranks(live, queries)
+    if frozen is not None:
+        rank_of["frozen"] = _blend_ranks(frozen, queries)
+    experts = list(judged.probability)
+    voters = list(rank_of)
+    mine: dict[str, NDArray[Any]] = {
+        "shard": queries.shard_Q,
+        "row": queries.row_Q,
+        "length": np.diff(queries.offset_R),
+        "known": _known(queries, learner),
+        **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
+        **{f"p/{name}": p_Q for name, p_Q in per_query(judged.probability, queries.offset_R).items()},
+    }
+    return _summary(gather(mine), voters, experts)
+
+
+def _blend_ranks(version: Recommender, queries: Queries) -> NDArray[np.int64]:
+    rank_T: NDArray[np.int64] = version.judge(queries.contexts, queries.target_T, queries.offset_R).rank["blend"]
+    return rank_T
+
+
+def _known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
+    """Whether the learner knows an item of the context, and a target may be answered."""
+    context_Q = queries.contexts.known(learner.num_items).length_Q > 0
+    target_T = learner.eligible.column_of(queries.target_T) >= 0
+    return np.asarray(context_Q & (np.add.reduceat(np.append(target_T, False), queries.offset_R[:-1]) > 0))
+
+
+def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[str]) -> Scored:
+    shard_Q, row_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row"))
+    order_Q = np.lexsort((row_Q, shard_Q))
+    known_Q = np.concatenate([part["known"] for part in parts])[order_Q]
+    metrics: dict[str, dict[str, float]] = {}
+    metrics_known: dict[str, dict[str, float]] = {}
+    for voter in voters if len(order_Q) else ():
+        values = {name: _per_query(parts, f"rank/{voter}", name)[order_Q] for name in METRICS}
+        metrics[voter] = {name: float(value_Q.mean()) for name, value_Q in values.items()}
+        if known_Q.any():
+            metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
+    probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
+    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability)
+
+
+def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:
+    return np.concatenate([METRICS[metric](part[key], offsets(part["length"])) for part in parts])

@@ -1,0 +1,33 @@
+"""Where one session ends and the next begins, for logs that do not say so: a gap of inactivity of one owner."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.records import hash64_array
+
+
+def derive_sessions(
+    owner_N: NDArray[np.uint64],
+    ts_N: NDArray[np.int64],
+    session_N: NDArray[np.uint64],
+    gap_s: int,
+) -> NDArray[np.uint64]:
+    """Sessions for the rows that have none (0); rows that have one keep it, and lend it to followers within the gap.
+
+    A new session is named by its owner and its first event's time, so a later increment that finds it in history, and
+    another rank count, give it the same name. Rows are in order of arrival, of any owners.
+    """
+    if len(owner_N) == 0 or (session_N != 0).all():
+        return session_N
+    order_N = np.lexsort((ts_N, owner_N))
+    owner, ts, session = owner_N[order_N], ts_N[order_N], session_N[order_N]
+    starts = np.ones(len(owner), dtype=bool)
+    starts[1:] = (owner[1:] != owner[:-1]) | (np.diff(ts) > gap_s * 1000)
+    index_N = np.cumsum(starts) - 1
+    first_G = np.flatnonzero(starts)
+    name_G = hash64_array(ts[first_G] ^ owner[first_G].view(np.int64), "derived session")
+    known_N = np.flatnonzero(session != 0)[::-1]
+    name_G[index_N[known_N]] = session[known_N]  # the earliest known row of a session names it
+    derived_N = np.empty_like(session_N)
+    derived_N[order_N] = np.where(session != 0, session, name_G[index_N])
+    return derived_N

@@ -1,0 +1,282 @@
+"""One increment: the eight steps, in order, without Ray. Benchmarks, tests and production run this same function.
+
+Nothing may be reordered: what is scored has not been trained, what is committed has been gated, what is published has
+been committed. Every rank runs all of it, with its own rows; whatever decides something is gathered first, so that all
+ranks decide alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.blend.weights import update
+from headrace.clock import monotonic_s
+from headrace.commit.manifest import Manifest
+from headrace.errors import TrainingError
+from headrace.evaluation.gate import Decision, Signs, decide
+from headrace.evaluation.prequential import Scored, sample, score
+from headrace.inputs.contexts import Contexts, concatenate
+from headrace.recommend.recommender import Recommender
+from headrace.records import CutRows
+from headrace.store.store import Store
+from headrace.train import questions
+from headrace.train.committer import Committer
+from headrace.train.group import Group
+from headrace.train.intake import Fate, Intake, take
+from headrace.train.passes import PassStats, train_passes
+from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What all ranks' rows of the cut amount to, alike on every rank."""
+
+    number_N: NDArray[np.int64]
+    """Items of the trained rows."""
+    ts_N: NDArray[np.int64]
+    fates: Mapping[str, int]
+    """Rows by fate."""
+    max_user_events: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the steps did, alike on every rank."""
+
+    passed: PassStats
+    update_ratio: float
+    """Norm of the model's update over the norm of what it was."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON for the commit."""
+        passed = self.passed
+        return {
+            "steps": passed.steps,
+            "targets": passed.targets,
+            "targets_outside": passed.targets_outside,
+            "loss_per_epoch": list(passed.loss_per_epoch),
+            "gradient_norm": passed.last_gradient_norm,
+            "update_ratio": self.update_ratio,
+        }
+
+
+class Stopwatch:
+    """Where an increment's time goes; for the envelope, never for state."""
+
+    def __init__(self, waited_s: float) -> None:
+        self.seconds = {"feed": waited_s}
+        self._lap_s = monotonic_s()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now_s = monotonic_s()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now_s - self._lap_s
+        self._lap_s = now_s
+
+
+def train_increment(
+    cut_rows: CutRows, state: LearnerState, group: Group, committer: Committer, waited_s: float = 0.0
+) -> Manifest:
+    """Take a cut, score it, learn from it, and commit what came of it; ``state`` is then as the commit says.
+
+    ``waited_s`` is how long the rows were waited for. FencedError when a newer run has taken the store.
+    """
+    watch = Stopwatch(waited_s)
+    cut, warmup = cut_rows.cut, state.commit is None
+    state.catalogue.admit(cut_rows.item_I)
+    intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe)
+    taken = _gather_taken(intake, group)
+    scored = _score(intake, state, group, cut.number)
+    watch.lap("score")
+    trained = _train(intake, taken, state, group, cut.number, warmup)
+    watch.lap("train")
+    candidate = state.recommender()
+    decision = _gate(state, candidate, intake, taken, trained, group, warmup)
+    fates = dict(taken.fates)
+    if decision.verdict == "reject":
+        _go_back(state, committer.store, group, decision)
+        candidate, fates = state.recommender(), {"quarantined": cut.num_rows}
+    watch.lap("gate")
+    state.rows = {fate: count + fates.get(fate, 0) for fate, count in state.rows.items()}
+    state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
+    figures = {"events": cut.num_rows, "fates": fates, "metrics": _metrics(scored), "training": trained.facts()}
+    manifest = committer.commit(state, decision, figures, cut, watch.seconds)
+    _note_versions(state, candidate, manifest, committer.store)
+    return manifest
+
+
+def _gather_taken(intake: Intake, group: Group) -> Taken:
+    trained_N = intake.trained_N
+    _, per_owner = np.unique(intake.owner_N[trained_N], return_counts=True)
+    counts = intake.counts()
+    parts = group.gather(
+        {
+            "number": intake.number_N[trained_N],
+            "ts": intake.rows.ts_N[trained_N],
+            "fates": np.array(list(counts.values()), dtype=np.int64),
+            "max_user": np.array([per_owner.max(initial=0)], dtype=np.int64),
+        }
+    )
+    fates = np.sum([part["fates"] for part in parts], axis=0)
+    return Taken(
+        np.concatenate([part["number"] for part in parts]),
+        np.concatenate([part["ts"] for part in parts]),
+        dict(zip(counts, fates.tolist(), strict=True)),
+        max(int(part["max_user"][0]) for part in parts),
+    )
+
+
+def _score(intake: Intake, state: LearnerState, group: Group, increment: int) -> Scored | None:
+    """Before anything learns from the cut: figures of live, frozen and learner, and the blend's new weights."""
+    recipe = state.recipe
+    if state.learner is None or state.live is None:
+        return None
+    asked = questions.queries(intake, recipe.inputs)
+    asked = sample(asked, recipe.evaluation.max_queries, recipe.seed, group.gather)
+    frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
+    scored = score(asked, state.live, state.learner, frozen, group.gather)
+    if scored.num_queries:
+        moved = update(state.weights, scored.probability, recipe.blend.eta, recipe.blend.share)
+        state.weights = moved.weights
+    return scored
+
+
+def _train(intake: Intake, taken: Taken, state: LearnerState, group: Group, increment: int, warmup: bool) -> Trained:
+    """Learn from the cut: the model by steps, then the counters by counting, then history takes the rows."""
+    recipe = state.recipe
+    state.watermark_ms = max(state.watermark_ms, int(taken.ts_N.max(initial=0)))
+    state.catalogue.observe(taken.number_N, taken.ts_N)
+    state.step.begin_increment(state.catalogue.num_slots, increment)
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
+    passed = train_passes(
+        state.step,
+        made,
+        state.eligible,
+        state.catalogue.slot_I,
+        epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
+        seed=recipe.seed,
+        increment=increment,
+    )
+    state.step.end_increment(made)
+    counted = questions.counted(intake, recipe.inputs)
+    for expert in state.experts:
+        expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
+    _remember(intake, state)
+    return Trained(passed, _update_ratio(before, list(state.model.parameters())))
+
+
+def _remember(intake: Intake, state: LearnerState) -> None:
+    """Rows that stay enter history; event ids that arrived are not to arrive again."""
+    rows, kept_N = intake.rows, intake.kept_N
+    history = {
+        "key": intake.owner_N,
+        "ts": rows.ts_N,
+        "session": intake.session_N,
+        "item": intake.number_N,
+        "kind": rows.kind_N,
+        "group": rows.group_N,
+    }
+    state.history.append({name: column[kept_N] for name, column in history.items()})
+    if state.seen is not None:
+        new_N = intake.fate_N != Fate.DUPLICATE
+        arrived = {"key": rows.event_N, "ts": rows.ts_N, "group": rows.group_N}
+        oldest_ms = state.watermark_ms - state.recipe.feed.duplicate_horizon_s * 1000
+        state.seen.append({name: column[new_N] for name, column in arrived.items()}, oldest_ms)
+
+
+def _update_ratio(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    moved = sum(float((new.detach() - old).double().square().sum()) for old, new in zip(before, after, strict=True))
+    norm = sum(float(old.double().square().sum()) for old in before)
+    return float(np.sqrt(moved / max(norm, 1e-30)))
+
+
+def _gate(
+    state: LearnerState,
+    candidate: Recommender,
+    intake: Intake,
+    taken: Taken,
+    trained: Trained,
+    group: Group,
+    warmup: bool,
+) -> Decision:
+    """The verdict on the candidate; the warm-up also draws the probes that versions are compared on."""
+    if state.probes is None:
+        asked = sample(
+            questions.queries(intake, state.recipe.inputs),
+            state.recipe.gate.num_probes,
+            state.recipe.seed,
+            group.gather,
+        )
+        state.probes = concatenate([Contexts(**part) for part in group.gather(asked.contexts.__dict__)])
+    finite, max_abs = state.step.extremes()
+    _, per_item = np.unique(taken.number_N, return_counts=True)
+    signs = Signs(
+        is_warmup=warmup,
+        finite=finite,
+        max_abs=max_abs,
+        update_ratio=trained.update_ratio,
+        churn=_churn(state, candidate) if finite else None,
+        num_events=len(taken.number_N),
+        max_item_events=int(per_item.max(initial=0)),
+        max_user_events=taken.max_user_events,
+    )
+    return decide(signs, state.recipe.gate)
+
+
+def _churn(state: LearnerState, candidate: Recommender) -> float | None:
+    """Share of the candidate's answers to the probes that live does not give."""
+    if state.live_top_PK is None or state.probes is None:
+        return None
+    after_PK = candidate.top(state.probes, PROBE_TOP).number_QK
+    new = [
+        np.isin(after[after >= 0], live, invert=True).mean()
+        for after, live in zip(after_PK, state.live_top_PK, strict=True)
+    ]
+    return float(np.mean(new))
+
+
+def _note_versions(state: LearnerState, candidate: Recommender, manifest: Manifest, store: Store) -> None:
+    """Who is learner, live and frozen from now on; a version that must outlast the learner's weights is loaded anew."""
+    was_learner = state.live is state.learner
+    state.learner = candidate
+    if manifest.verdict == "publish":
+        state.live, state.published = candidate, manifest
+        if state.frozen is None:
+            state.frozen = load_version(store, manifest)
+        state.note_live()
+    elif manifest.verdict == "reject" and was_learner:
+        state.live = candidate
+    elif was_learner and state.published is not None:
+        state.live = load_version(store, state.published)
+
+
+def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision) -> None:
+    """Take back everything since the commit before, but for the position in the ledger."""
+    if state.commit is None:
+        raise TrainingError(
+            f"the warm-up was rejected: {decision.reason}; there is no earlier state to go back to. "
+            "Check the first shards and the recipe's learning rate"
+        )
+    before = restore(store, state.commit, state.recipe, group, state.step.device)
+    for name in ("published", "live_top_PK", "learner", "live", "frozen"):
+        setattr(before, name, getattr(state, name))
+    state.__dict__.update(before.__dict__)
+
+
+def _metrics(scored: Scored | None) -> dict[str, Any]:
+    if scored is None:
+        return {"queries": 0, "known": 0, "live": None, "learner": None, "frozen": None, "experts": {}}
+    named = {name: scored.metrics.get(name) for name in ("live", "learner", "frozen")}
+    experts = {name: figures for name, figures in scored.metrics.items() if name not in named}
+    return {
+        "queries": scored.num_queries,
+        "known": scored.num_known,
+        **named,
+        "experts": experts,
+        "on_known": scored.metrics_known,
+    }

@@ -1,0 +1,155 @@
+"""Step 1 of an increment: what each row of the cut is, and what it is seen against.
+
+Every row gets one fate, so that the conservation law can be kept row by row. Rows that stay are merged with their
+owners' past into one sorted log, from which queries, examples and counts are all made.
+Shape legend: N rows of this rank, P past rows, Q queries.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.catalogue.ids import Catalogue
+from headrace.config.recipe import Recipe
+from headrace.history.segments import SegmentLog
+from headrace.inputs.contexts import EventLog
+from headrace.inputs.sessions import derive_sessions
+from headrace.records import Rows, hash64_array
+
+
+class Fate(IntEnum):
+    """What becomes of a row; each name is a term of the conservation law."""
+
+    TRAINED = 0
+    HELD_OUT = 1
+    DUPLICATE = 2
+    CAPPED = 3
+
+
+@dataclass(frozen=True)
+class Intake:
+    """One rank's rows of a cut, as numbers, with their past. Made by ``take``, read by the rest of the increment."""
+
+    rows: Rows
+    fate_N: NDArray[np.int8]
+    number_N: NDArray[np.int64]
+    """Item numbers."""
+    owner_N: NDArray[np.uint64]
+    """Hash of the user, else of the session."""
+    session_N: NDArray[np.uint64]
+    key_N: NDArray[np.uint64]
+    """What the row's context is gathered by, and ``log`` is sorted by: the session, or the owner."""
+    log: EventLog
+    """Kept rows and their owners' past."""
+    begun_N: NDArray[np.bool_]
+    """Whether the row's session has a strictly earlier event, here or in the past."""
+    opened_N: NDArray[np.bool_]
+    """Whether the row's session had events before this cut."""
+
+    @property
+    def trained_N(self) -> NDArray[np.bool_]:
+        """Rows that the model learns from, as target or as context."""
+        return np.asarray(self.fate_N == Fate.TRAINED)
+
+    @property
+    def kept_N(self) -> NDArray[np.bool_]:
+        """Rows that enter history."""
+        return np.asarray((self.fate_N == Fate.TRAINED) | (self.fate_N == Fate.HELD_OUT))
+
+    def counts(self) -> dict[str, int]:
+        """Rows by fate."""
+        return {fate.name.lower(): int((self.fate_N == fate).sum()) for fate in Fate}
+
+
+HISTORY_COLUMNS = {"session": np.uint64, "item": np.int32, "kind": np.int16, "group": np.uint8}
+"""What is kept of an event, beside its owner (the key) and its time."""
+
+
+def take(rows: Rows, catalogue: Catalogue, history: SegmentLog, seen: SegmentLog | None, recipe: Recipe) -> Intake:
+    """Name every row's fate and merge the rows that stay with their past; changes nothing."""
+    owner_N = np.where(rows.user_N != 0, rows.user_N, rows.session_N)
+    fate_N = _fates(rows, owner_N, seen, recipe)
+    kept_N = (fate_N == Fate.TRAINED) | (fate_N == Fate.HELD_OUT)
+    past = history.find(np.unique(owner_N[kept_N]))
+    num_past = len(past["key"])
+    session_N = rows.session_N.copy()
+    if (rows.session_N == 0).any():
+        all_owner = np.concatenate([past["key"], owner_N[kept_N]])
+        all_ts = np.concatenate([past["ts"], rows.ts_N[kept_N]])
+        all_session = np.concatenate([past["session"], rows.session_N[kept_N]])
+        derived = derive_sessions(all_owner, all_ts, all_session, recipe.feed.session_gap_s)
+        session_N[kept_N] = derived[num_past:]
+    number_N = catalogue.numbers(rows.item_N)
+    key_N = session_N if recipe.inputs.context == "session" else owner_N
+    past_key = past["session"] if recipe.inputs.context == "session" else past["key"]
+    log = _merge(past_key, past["ts"], past["item"], past["kind"], key_N, rows, number_N, kept_N)
+    begun_N, opened_N = _session_state(past["session"], past["ts"], session_N, rows.ts_N, kept_N)
+    return Intake(rows, fate_N, number_N, owner_N, session_N, key_N, log, begun_N, opened_N)
+
+
+def _fates(rows: Rows, owner_N: NDArray[np.uint64], seen: SegmentLog | None, recipe: Recipe) -> NDArray[np.int8]:
+    fate_N = np.full(len(rows), Fate.TRAINED, dtype=np.int8)
+    draw_N = hash64_array(owner_N, recipe.seed, "held out").astype(np.float64) / 2.0**64
+    fate_N[draw_N < recipe.evaluation.eval_share] = Fate.HELD_OUT
+    new_N = np.ones(len(rows), dtype=bool)
+    if seen is not None:
+        new_N = _first_arrivals(rows, seen, recipe.feed.duplicate_horizon_s * 1000)
+    order_N = np.argsort(np.where(new_N, owner_N, 0), kind="stable")
+    grouped = np.where(new_N, owner_N, 0)[order_N]
+    place_N = np.empty(len(rows), dtype=np.int64)
+    place_N[order_N] = np.arange(len(rows)) - np.searchsorted(grouped, grouped, side="left")
+    fate_N[place_N >= recipe.feed.max_events_per_user] = Fate.CAPPED
+    fate_N[~new_N] = Fate.DUPLICATE
+    return fate_N
+
+
+def _first_arrivals(rows: Rows, seen: SegmentLog, horizon_ms: int) -> NDArray[np.bool_]:
+    """Rows whose event id has not arrived before, in this cut or within the horizon of event time."""
+    unique_U, first_U, inverse_N = np.unique(rows.event_N, return_index=True, return_inverse=True)
+    past = seen.find(unique_U)
+    newest_U = np.full(len(unique_U), np.iinfo(np.int64).min // 2)
+    np.maximum.at(newest_U, np.searchsorted(unique_U, past["key"]), past["ts"])
+    first_N = np.zeros(len(rows), dtype=bool)
+    first_N[first_U] = True
+    return np.asarray(first_N & (rows.ts_N - newest_U[inverse_N] > horizon_ms))
+
+
+def _merge(
+    past_key: NDArray[np.uint64],
+    past_ts: NDArray[np.int64],
+    past_item: NDArray[np.int32],
+    past_kind: NDArray[np.int16],
+    key_N: NDArray[np.uint64],
+    rows: Rows,
+    number_N: NDArray[np.int64],
+    kept_N: NDArray[np.bool_],
+) -> EventLog:
+    key = np.concatenate([past_key, key_N[kept_N]])
+    ts = np.concatenate([past_ts, rows.ts_N[kept_N]])
+    item = np.concatenate([past_item.astype(np.int64), number_N[kept_N]])
+    kind = np.concatenate([past_kind, rows.kind_N[kept_N]])
+    order = np.lexsort((ts, key))  # stable: the past comes first, then the ledger's order
+    return EventLog(key[order], ts[order], item[order], kind[order])
+
+
+def _session_state(
+    past_session: NDArray[np.uint64],
+    past_ts: NDArray[np.int64],
+    session_N: NDArray[np.uint64],
+    ts_N: NDArray[np.int64],
+    kept_N: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each row: has its session a strictly earlier event; had it any before this cut."""
+    session = np.concatenate([past_session, session_N[kept_N]])
+    unique_S, inverse = np.unique(session, return_inverse=True)
+    first_S = np.full(len(unique_S), np.iinfo(np.int64).max)
+    np.minimum.at(first_S, inverse, np.concatenate([past_ts, ts_N[kept_N]]))
+    past_S = np.zeros(len(unique_S), dtype=bool)
+    past_S[inverse[: len(past_session)]] = True
+    begun_N, opened_N = np.zeros(len(ts_N), dtype=bool), np.zeros(len(ts_N), dtype=bool)
+    place = inverse[len(past_session) :]
+    begun_N[kept_N] = first_S[place] < ts_N[kept_N]
+    opened_N[kept_N] = past_S[place]
+    return begun_N, opened_N

@@ -1,0 +1,134 @@
+"""From an intake to what is asked of it: prequential queries, training examples, and the rows that experts count.
+
+One rule for all three: a row's context is what its owner or session did strictly before it. Where sessions are sets, a
+session asks once, at its start, for all of its items. Shape legend: N rows, S sequences, T targets, Q queries.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.config.recipe import InputsConfig
+from headrace.evaluation.prequential import Queries
+from headrace.experts.base import Counted
+from headrace.inputs.contexts import Contexts, build_contexts, offsets, ranges, span_before
+from headrace.inputs.examples import Examples
+from headrace.train.intake import Intake
+
+
+def queries(intake: Intake, config: InputsConfig) -> Queries:
+    """The prequential queries of this rank's trained rows, in ledger order."""
+    asked_N = intake.trained_N & intake.rows.target_N
+    if config.sessions == "sequence":
+        index_T = np.flatnonzero(asked_N & intake.begun_N)
+        first_Q, offset_R = index_T, np.arange(len(index_T) + 1)
+        as_of_Q = intake.rows.ts_N[index_T]
+    else:
+        index_T, offset_R, as_of_Q = _sets(intake, asked_N & ~intake.opened_N)
+        first_Q = index_T[offset_R[:-1]]
+    contexts = _contexts(intake, first_Q, as_of_Q, config)
+    rows = intake.rows
+    target_T = intake.number_N[index_T]
+    return Queries(contexts, target_T, offset_R, rows.shard_N[first_Q], rows.row_N[first_Q], rows.event_N[first_Q])
+
+
+def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
+    """The training examples of this rank's trained rows; ``shape`` is "prefixes" or "sessions" (one pass)."""
+    wanted_N = intake.trained_N & intake.rows.target_N
+    if config.sessions == "set":
+        index_T, offset_R, as_of_S = _sets(intake, wanted_N)
+        contexts = _contexts(intake, index_T[offset_R[:-1]], as_of_S, config)
+        sequence_T = np.repeat(np.arange(len(as_of_S)), np.diff(offset_R))
+        return _examples(intake, contexts, sequence_T, np.zeros(len(index_T), dtype=np.int64), index_T)
+    if shape == "prefixes":
+        index_T = np.flatnonzero(wanted_N)
+        contexts = _contexts(intake, index_T, intake.rows.ts_N[index_T], config)
+        place_T = np.arange(len(index_T))
+        return _examples(intake, contexts, place_T, np.zeros(len(index_T), dtype=np.int64), index_T)
+    return _one_pass(intake, np.flatnonzero(wanted_N), config)
+
+
+def counted(intake: Intake, config: InputsConfig) -> Counted:
+    """The trained rows of target kinds, in ledger order, each with its context."""
+    index_N = np.flatnonzero(intake.trained_N & intake.rows.target_N)
+    contexts = _contexts(intake, index_N, intake.rows.ts_N[index_N], config)
+    rows = intake.rows
+    return Counted(
+        intake.number_N[index_N],
+        rows.ts_N[index_N],
+        intake.session_N[index_N],
+        intake.owner_N[index_N],
+        rows.weight_N[index_N],
+        contexts,
+    )
+
+
+def _contexts(intake: Intake, index_Q: NDArray[np.int64], as_of_Q: NDArray[np.int64], config: InputsConfig) -> Contexts:
+    key_Q, session_Q = intake.key_N[index_Q], intake.session_N[index_Q]
+    return build_contexts(intake.log, key_Q, as_of_Q, session_Q, config.max_events)
+
+
+def _sets(
+    intake: Intake, wanted_N: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows grouped by session, sessions by first row: row indices (T,), offsets (Q+1,), start times (Q,)."""
+    index_N = np.flatnonzero(wanted_N)
+    unique_S, first_S, inverse = np.unique(intake.session_N[index_N], return_index=True, return_inverse=True)
+    rank_S = np.empty(len(unique_S), dtype=np.int64)
+    rank_S[np.argsort(first_S)] = np.arange(len(unique_S))
+    query_N = rank_S[inverse]
+    order = np.argsort(query_N, kind="stable")
+    offset_R = offsets(np.bincount(query_N, minlength=len(unique_S)).astype(np.int64))
+    index_T = index_N[order]
+    if not len(index_T):
+        return index_T, offset_R, np.zeros(0, dtype=np.int64)
+    return index_T, offset_R, np.minimum.reduceat(intake.rows.ts_N[index_T], offset_R[:-1])
+
+
+def _one_pass(intake: Intake, index_T: NDArray[np.int64], config: InputsConfig) -> Examples:
+    """Windows over each key's events, the last one ending at its newest, with a target wherever a new row follows."""
+    log, size = intake.log, config.max_events
+    key_T, ts_T = intake.key_N[index_T], intake.rows.ts_N[index_T]
+    first_T, before_T = span_before(log, key_T, ts_T)
+    stop_T = np.searchsorted(log.key_N, key_T, side="right")
+    at_T = before_T - 1  # the newest strictly earlier event; before the first where there is none
+    asked_T = at_T >= first_T
+    index_T, first_T, stop_T, at_T = index_T[asked_T], first_T[asked_T], stop_T[asked_T], at_T[asked_T]
+    back_T = stop_T - 1 - at_T
+    end_T = stop_T - back_T // size * size
+    order = np.lexsort((at_T, end_T))
+    index_T, first_T, at_T, end_T = index_T[order], first_T[order], at_T[order], end_T[order]
+    end_S, lead_S, sequence_T = np.unique(end_T, return_index=True, return_inverse=True)
+    start_S = np.maximum(first_T[lead_S], end_S - size)
+    flat = ranges(start_S, end_S - start_S)
+    contexts = Contexts(
+        log.item_N[flat],
+        log.ts_N[flat],
+        log.kind_N[flat],
+        offsets(end_S - start_S),
+        intake.rows.ts_N[index_T[lead_S]],
+        intake.session_N[index_T[lead_S]],
+    )
+    return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T)
+
+
+def _examples(
+    intake: Intake,
+    contexts: Contexts,
+    sequence_T: NDArray[np.int64],
+    position_T: NDArray[np.int64],
+    index_T: NDArray[np.int64],
+) -> Examples:
+    """Examples without those whose context is empty: nothing can be learned from no past."""
+    rows = intake.rows
+    made = Examples(
+        contexts,
+        sequence_T,
+        position_T,
+        intake.number_N[index_T],
+        rows.weight_N[index_T],
+        rows.ts_N[index_T],
+        rows.shard_N[index_T],
+        rows.row_N[index_T],
+    )
+    some_S = np.flatnonzero(contexts.length_Q > 0)
+    return made if len(some_S) == len(contexts) else made.take(some_S)

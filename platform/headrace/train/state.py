@@ -1,0 +1,226 @@
+"""Everything that an increment changes and a commit binds: made fresh, taken from a commit, and put into parts.
+
+Model, optimizer, methods, catalogue, experts and weights are the same on every rank; history and seen event ids are
+each rank's own, by key group. A rank count other than the commit's is fine: rows are dealt out again by group.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.blend.weights import Weights
+from headrace.bundles.bundle import bundle_of, load_bundle
+from headrace.catalogue.eligible import Eligible
+from headrace.catalogue.ids import Catalogue
+from headrace.commit.chain import Chain
+from headrace.commit.manifest import Manifest
+from headrace.config.recipe import Recipe
+from headrace.experts.base import Expert
+from headrace.experts.build import build_experts, load_experts
+from headrace.history.segments import SegmentLog
+from headrace.inputs.contexts import Contexts
+from headrace.methods.base import Method
+from headrace.methods.build import build_methods
+from headrace.models.base import RecallModel
+from headrace.models.build import build_model, load_model, model_parts
+from headrace.objectives.softmax import build_objective
+from headrace.recommend.recommender import Recommender
+from headrace.store.arrays import load_arrays
+from headrace.store.store import PartRef, Store
+from headrace.train.group import Group
+from headrace.train.intake import HISTORY_COLUMNS, Fate
+from headrace.train.step import TrainStep
+
+Parts = dict[str, dict[str, NDArray[Any]]]
+
+PROBE_TOP = 20
+"""Answers to a probe that are compared between versions."""
+
+
+@dataclass
+class LearnerState:
+    """The learner on one rank. Mutable; owned by the training loop."""
+
+    recipe: Recipe
+    step: TrainStep
+    """The model, its optimizer and the methods."""
+    methods: list[Method]
+    catalogue: Catalogue
+    experts: list[Expert]
+    weights: Weights
+    history: SegmentLog
+    seen: SegmentLog | None
+    """Event ids that have arrived; None where the log has no such column."""
+    probes: Contexts | None = None
+    """A fixed set of contexts, drawn in the warm-up, on which versions are compared."""
+    watermark_ms: int = 0
+    version: int = 0
+    """Of the newest bundle; 0 before the first."""
+    num_holds: int = 0
+    """Holds in a row."""
+    rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "quarantined": 0})
+    """Rows of all cuts so far, by fate."""
+    commit: Manifest | None = None
+    """The newest commit; None before the warm-up."""
+    published: Manifest | None = None
+    """The newest commit that was published."""
+    live_top_PK: NDArray[np.int64] | None = None
+    """What live answers to the probes."""
+    learner: Recommender | None = None
+    """The learner as of its newest commit; it reads the model's weights in place."""
+    live: Recommender | None = None
+    """What is served; the very ``learner`` where its newest commit was published."""
+    frozen: Recommender | None = None
+    """The warm-up's commit; None before it, and where it is never asked."""
+
+    @property
+    def model(self) -> RecallModel:
+        """The learner's model."""
+        return self.step.model
+
+    @property
+    def eligible(self) -> Eligible:
+        """The items that may be answered as of the watermark."""
+        return self.catalogue.eligible(self.watermark_ms, self.recipe.catalogue.alive_s)
+
+    def recommender(self) -> Recommender:
+        """The learner as it would be served now; it reads the model's weights in place."""
+        return Recommender(
+            self.model,
+            self.catalogue.slot_I,
+            self.eligible,
+            self.experts,
+            self.weights,
+            self.watermark_ms,
+            self.recipe.inputs.max_events,
+        )
+
+    def note_live(self) -> None:
+        """Keep what live answers to the probes, before the learner's weights move on underneath it."""
+        if self.live is not None and self.probes is not None and len(self.probes):
+            self.live_top_PK = self.live.top(self.probes, PROBE_TOP).number_QK
+
+    def shared_parts(self) -> Parts:
+        """The parts that are the same on every rank, by name."""
+        parts: Parts = {f"model/{name}": dict(part) for name, part in model_parts(self.model).items()}
+        parts |= {name: dict(part) for name, part in self.step.state().items()}
+        parts |= {f"catalogue/{name}": part for name, part in self.catalogue.state().items()}
+        parts |= {f"experts/{expert.name}": dict(expert.state()) for expert in self.experts}
+        for config, method in zip(self.recipe.methods, self.methods, strict=True):
+            if state := method.state_dict():
+                parts[f"methods/{config.kind}"] = dict(state)
+        if self.probes is not None:
+            parts["probes"] = dict(self.probes.__dict__)
+        return parts
+
+    def own_parts(self, rank: int) -> Parts:
+        """The parts that only this rank has."""
+        parts: Parts = {f"history/{rank:04d}/{i:04d}": part for i, part in enumerate(self.history.state())}
+        if self.seen is not None:
+            parts |= {f"seen/{rank:04d}/{i:04d}": part for i, part in enumerate(self.seen.state())}
+        return parts
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON: what parts do not say."""
+        recipe = self.recipe.model_dump(mode="json")
+        return {
+            "recipe": {name: recipe[name] for name in ("model", "inputs", "catalogue", "experts", "columns")},
+            "watermark_ms": self.watermark_ms,
+            "weights": self.weights.as_mapping(),
+            "num_items": len(self.catalogue),
+            "num_eligible": len(self.eligible),
+            "last_version": self.version,
+            "num_holds": self.num_holds,
+            "rows": dict(self.rows),
+        }
+
+
+def fresh(recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
+    """A learner that has seen nothing."""
+    model = build_model(recipe.model, recipe.inputs.max_events, recipe.catalogue.initial_capacity, recipe.seed)
+    methods = build_methods(recipe.methods)
+    return LearnerState(
+        recipe,
+        TrainStep(model.to(device), build_objective(recipe.objective), methods, recipe.train, group, recipe.seed),
+        methods,
+        Catalogue(),
+        build_experts(recipe.experts),
+        Weights.even([expert.name for expert in recipe.experts]),
+        _history(recipe, group),
+        _seen(recipe, group),
+    )
+
+
+def resume(store: Store, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
+    """The learner as of the store's newest commit, with the versions it is compared to; fresh where there is none."""
+    manifests = Chain(store).manifests()
+    if not manifests:
+        return fresh(recipe, group, device)
+    state = restore(store, manifests[-1], recipe, group, device)
+    state.learner = state.recommender()
+    published = [manifest for manifest in manifests if manifest.verdict == "publish"]
+    if published:
+        state.published = published[-1]
+        state.live = state.learner if manifests[-1].verdict == "publish" else load_version(store, published[-1])
+        state.frozen = load_version(store, published[0])
+        state.note_live()
+    return state
+
+
+def load_version(store: Store, manifest: Manifest) -> Recommender:
+    """What a published commit answers with, apart from the learner's own memory."""
+    return load_bundle(store, bundle_of(manifest)).recommender
+
+
+def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
+    """The learner exactly as this commit left it."""
+
+    def folder(prefix: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, dict[str, NDArray[Any]]]:
+        refs: Mapping[str, PartRef] = manifest.folder(prefix)
+        return {name: load_arrays(store.get_part(ref)) for name, ref in sorted(refs.items()) if wanted(name)}
+
+    facts = manifest.facts
+    state = fresh(recipe, group, device)
+    model = load_model(recipe.model, recipe.inputs.max_events, folder("model")).to(device)
+    state.step = TrainStep(model, state.step.objective, state.methods, recipe.train, group, recipe.seed)
+    state.step.load({f"optimizer/{name}": part for name, part in folder("optimizer").items()})
+    for name, arrays in folder("methods").items():
+        next(m for c, m in zip(recipe.methods, state.methods, strict=True) if c.kind == name).load_state_dict(arrays)
+    state.catalogue = Catalogue.from_state(folder("catalogue"))
+    state.experts = load_experts(recipe.experts, folder("experts"))
+    state.weights = Weights.from_mapping(facts["weights"])
+    _deal(state.history, folder("history"), facts["world"], group)
+    if state.seen is not None:
+        _deal(state.seen, folder("seen"), facts["world"], group)
+    if "probes" in manifest.parts:
+        state.probes = Contexts(**load_arrays(store.get_part(manifest.parts["probes"])))
+    state.watermark_ms = facts["watermark_ms"]
+    state.version = facts["last_version"]
+    state.num_holds = facts["num_holds"]
+    state.rows = dict(facts["rows"])
+    state.commit = manifest
+    return state
+
+
+def _deal(log: SegmentLog, parts: Parts, world: int, group: Group) -> None:
+    """Give a rank its rows: its own segments as they were, or, with another rank count, all rows of its groups."""
+    if world == group.world:
+        log.load([part for name, part in sorted(parts.items()) if int(name.split("/")[0]) == group.rank])
+        return
+    for _, part in sorted(parts.items(), key=lambda item: item[0].split("/")[::-1]):
+        mine_N = part["group"] % group.world == group.rank
+        log.append({name: column[mine_N] for name, column in part.items()})
+
+
+def _history(recipe: Recipe, group: Group) -> SegmentLog:
+    return SegmentLog(HISTORY_COLUMNS, recipe.inputs.max_events, recipe.history.max_bytes // group.world)
+
+
+def _seen(recipe: Recipe, group: Group) -> SegmentLog | None:
+    if recipe.columns.event_id is None:
+        return None
+    return SegmentLog({"group": np.uint8}, 1, recipe.history.max_bytes // group.world)
