@@ -180,7 +180,7 @@ def _manifests(uri: str) -> list["Manifest"]:
 def _version_row(manifest: "Manifest") -> tuple[str, ...]:
     facts = manifest.facts
     version = "-" if manifest.version is None else str(manifest.version)
-    events, items = (str(facts.get(name, "-")) for name in ("events", "items"))
+    events, items = (str(facts.get(name, "-")) for name in ("events", "num_items"))
     digest = manifest.state_digest[:12]
     return (str(manifest.cut), version, manifest.verdict, events, items, digest, manifest.reason)
 

@@ -54,7 +54,7 @@ def bench_module(monkeypatch):
 
 def _put_commit(store, cut, version, verdict="publish", reason=""):
     envelope = Envelope(epoch=1, token="t", wall_ms=0, monotonic_s=0.0, seconds={})
-    facts = {"events": 200 + cut, "items": 50}
+    facts = {"events": 200 + cut, "num_items": 50}
     manifest = Manifest(cut, None, verdict, reason, version, {}, facts, envelope)
     Chain(store).commit(manifest, take_epoch(store))
     return manifest

@@ -1,6 +1,6 @@
 """``report.json``: a pure function of the commits, of what landed, and of the client's log, so it survives a kill.
 
-Every figure is defined in docs/metrics.md. Shape legend: I increments, L landings, Q requests of one replica.
+Every figure is defined in docs/metrics.md. Shape legend: R replicas, L landings, Q answers of one replica.
 """
 
 import json
@@ -117,7 +117,7 @@ def freshness_of(
     replicas = _replicas(requests, published)
     landed_L = np.array([landing.landed_monotonic_s for landing in landings], dtype=np.float64)
     cut_L = np.array([np.inf if landing.cut is None else landing.cut for landing in landings], dtype=np.float64)
-    covered_RL = np.array([replica.first_with(cut_L, landed_L) for replica in replicas]).reshape(-1, len(landings))
+    covered_RL = [replica.first_with(cut_L, landed_L) for replica in replicas]
     served_L = np.full(len(landings), np.inf)
     for moment_L in covered_RL:  # the moment is one at which some replica answers with the rows for the first time
         met_L = np.isfinite(moment_L)
