@@ -131,11 +131,12 @@ class TrainStep:
         return loss
 
     def extremes(self) -> tuple[bool, float]:
-        """Whether weights and moments are all finite, and their largest absolute entry."""
-        tensors = [value.detach() for value in self.model.parameters()]
-        tensors += [pair[key] for pair in self._collect_moments().values() for key in _MOMENTS]
-        largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors), largest
+        """Whether all weights and moments are finite numbers, and the largest magnitude among them (inf if not)."""
+        moments = self._collect_moments().values()
+        tensors = [*self.model.parameters(), *(tensor for pair in moments for tensor in pair.values())]
+        largest = torch.stack([tensor.detach().abs().amax().float().cpu() for tensor in tensors])  # amax keeps NaN
+        finite = bool(torch.isfinite(largest).all())
+        return finite, float(largest.max()) if finite else float("inf")
 
     def state(self) -> Parts:
         """The optimizer as parts: "optimizer/encoder", and "optimizer/table/00000", .. cut as the model's table is."""
