@@ -1,0 +1,1 @@
+"""How the experts' probabilities become one score: weights that the stream sets, and the mixture."""

@@ -1,0 +1,1 @@
+"""What serving loads: a manifest over parts of a commit, published by moving one pointer."""

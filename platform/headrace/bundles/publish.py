@@ -1,0 +1,75 @@
+"""Publishing: the bundle's manifest whole, then the pointer that names it.
+
+The pointer only ever names a version that is complete, and never an older one than before. Whoever is not the newest
+writer is refused before the pointer moves. Publishing again what is published already changes nothing.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from headrace.bundles.bundle import Bundle
+from headrace.errors import FencedError, StoreError
+from headrace.store.fence import Epoch, check_epoch
+from headrace.store.store import Store
+
+POINTER = "pointer.json"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which bundle to serve. Made by ``publish``, polled by every replica."""
+
+    version: int
+    sha256: str
+    """Of the bundle's manifest."""
+    epoch: int
+    token: str
+    """Of the writer that published; readers follow the highest."""
+
+
+def bundle_name(version: int) -> str:
+    """The object name of a bundle's manifest."""
+    return f"bundles/{version:010d}.json"
+
+
+def publish(store: Store, bundle: Bundle, epoch: Epoch) -> Pointer:
+    """Make ``bundle`` what replicas serve, unless a newer version is already published; the pointer afterwards.
+
+    Every part must be stored before. FencedError when a newer run has taken the store.
+    """
+    before = read_pointer(store)
+    if before is not None and before.epoch > epoch.number:
+        raise FencedError(f"epoch {before.epoch} has published into {store.uri}; epoch {epoch.number} stops here")
+    if before is not None and before.version > bundle.version:
+        check_epoch(store, epoch)
+        return before
+    pointer = Pointer(bundle.version, bundle.sha256, epoch.number, epoch.token)
+    if before == pointer:
+        return before
+    store.put(bundle_name(bundle.version), bundle.to_json())
+    check_epoch(store, epoch)
+    store.put(POINTER, json.dumps(asdict(pointer)).encode())
+    return pointer
+
+
+def read_pointer(store: Store) -> Pointer | None:
+    """The pointer as stored; None before the first version; StoreError where it is damaged."""
+    try:
+        content = store.get(POINTER)
+    except FileNotFoundError:
+        return None
+    try:
+        return Pointer(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{POINTER} in {store.uri} is damaged: {error}") from error
+
+
+def read_bundle(store: Store, version: int, sha256: str | None = None) -> Bundle:
+    """The bundle of this version; StoreError where it is missing, or is not the one with this digest."""
+    try:
+        bundle = Bundle.from_json(store.get(bundle_name(version)))
+    except FileNotFoundError as error:
+        raise StoreError(f"bundle {version} is missing from {store.uri}") from error
+    if sha256 is not None and bundle.sha256 != sha256:
+        raise StoreError(f"bundle {version} in {store.uri} is not the one that was published: its digest differs")
+    return bundle
