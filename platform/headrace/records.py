@@ -48,8 +48,9 @@ def hash64_array(values_N: NDArray[Any], *prefix: int | str) -> NDArray[np.uint6
     if values_N.dtype.kind in "iu":
         words_N = values_N.astype(np.uint64)
     else:
-        unique_U, inverse_N = np.unique(values_N.astype(str), return_inverse=True)
-        words_N = np.array([_word(str(value)) for value in unique_U], dtype=np.uint64)[inverse_N]
+        values = values_N.tolist()  # numpy's own strings would lose trailing NULs, and pad all to the longest
+        words = {value: _word(str(value)) for value in dict.fromkeys(values)}
+        words_N = np.fromiter((words[value] for value in values), dtype=np.uint64, count=len(values))
     with np.errstate(over="ignore"):
         x_N = (words_N ^ state) + np.uint64(_GOLDEN)
         x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -10,19 +10,20 @@ from safetensors.numpy import load, save
 from headrace.errors import StoreError
 
 _TEXT = "::utf8"  # an array of str travels as its bytes and their offsets
+_ENDS = _TEXT + "/ends"
 
 
 def dump_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The arrays as safetensors; arrays of ``str`` objects are kept as UTF-8."""
+    """The arrays as safetensors; one-dimensional arrays of ``str`` are kept as UTF-8."""
     flat: dict[str, NDArray[Any]] = {}
     for name in sorted(arrays):
         array = arrays[name]
         if array.dtype.kind in "OU":
             encoded = [str(value).encode() for value in array]
             flat[name + _TEXT] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-            flat[name + _TEXT + "/ends"] = np.cumsum([len(value) for value in encoded], dtype=np.int64)
+            flat[name + _ENDS] = np.cumsum([len(value) for value in encoded], dtype=np.int64)
         else:
-            flat[name] = np.ascontiguousarray(array)
+            flat[name] = np.require(array, requirements="C")
     return bytes(save(flat))
 
 
@@ -34,10 +35,10 @@ def load_arrays(content: bytes) -> dict[str, NDArray[Any]]:
         raise StoreError(f"a part is not safetensors: {error}") from error
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in flat.items():
-        if name.endswith("/ends"):
+        if name.endswith(_ENDS):
             continue
         if name.endswith(_TEXT):
-            ends = flat[name + "/ends"]
+            ends = flat[name.removesuffix(_TEXT) + _ENDS]
             starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
             raw = array.tobytes()
             texts = [raw[start:end].decode() for start, end in zip(starts, ends, strict=True)]

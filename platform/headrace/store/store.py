@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from headrace.errors import StoreError
+from headrace.errors import ConfigError, StoreError
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Store:
             self._fs.delete_file(self._path(name))
 
     def put_part(self, content: bytes) -> PartRef:
-        """Store ``content`` under its sha256, unless it is there already."""
+        """Store ``content`` under its sha256, unless it is there already; one cut short by a crash is replaced."""
         ref = PartRef(hashlib.sha256(content).hexdigest(), len(content))
-        if not self.exists(part_name(ref.sha256)):
+        if self._size(part_name(ref.sha256)) != ref.size_bytes:
             self.put(part_name(ref.sha256), content)
         return ref
 
@@ -104,10 +104,15 @@ class Store:
             )
         return content
 
-    def list_parts(self) -> list[str]:
-        """The sha256 of every part in the store; a full listing, for collecting what nobody names any more."""
-        selector = fs.FileSelector(self._path("parts"), recursive=True, allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+    def _size(self, name: str) -> int | None:
+        """Bytes stored under ``name``; None when there is nothing."""
+        if self._local:
+            try:
+                return os.stat(self._path(name)).st_size
+            except FileNotFoundError:
+                return None
+        info = self._fs.get_file_info(self._path(name))
+        return int(info.size) if info.type == fs.FileType.File else None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -121,6 +126,11 @@ def part_name(sha256: str) -> str:
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system and root path of a URI (``s3://...``, ``file:///...``) or of a local path, made absolute."""
     if "://" in uri:
-        file_system, root = fs.FileSystem.from_uri(uri)
+        try:
+            file_system, root = fs.FileSystem.from_uri(uri)
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{uri} cannot be opened: {error}; write such as s3://bucket/folder, or a path"
+            ) from error
         return file_system, root.rstrip("/")
     return fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
