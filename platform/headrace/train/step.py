@@ -84,6 +84,11 @@ class TrainStep:
         """Where the arithmetic happens."""
         return self.model.table.weight.device
 
+    @property
+    def flat_gradient(self) -> Tensor:
+        """All gradients of the last step, summed over ranks and guarded: the encoder's, then the used table rows'."""
+        return self._flat
+
     def begin_increment(self, num_slots: int, increment: int) -> None:
         """Grow the table, let the methods prepare, then rebuild the flat buffer and the optimizer, moments kept."""
         self.increment, self.step_in_increment = increment, 0

@@ -1,0 +1,356 @@
+"""One optimizer problem over ranks, growth and restarts: the sums must come out the same."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from headrace.catalogue.eligible import Eligible
+from headrace.config.recipe import OnlineConfig, SasRecConfig, SoftmaxConfig, TrainConfig
+from headrace.errors import TrainingError
+from headrace.inputs.contexts import contexts_of, pad
+from headrace.inputs.examples import Examples
+from headrace.methods.base import Method
+from headrace.methods.build import build_methods
+from headrace.models.build import build_model, load_model, model_parts
+from headrace.objectives.softmax import build_objective
+from headrace.store.arrays import dump_arrays
+from headrace.train.group import Group, Solo
+from headrace.train.passes import PassStats, train_passes
+from headrace.train.step import StepBatch, TrainStep
+
+NUM_ITEMS = 40
+MODEL = SasRecConfig(width=8, dropout=0.0)
+
+
+class Pair:
+    """Two ranks as threads of one process; sums and gathers in rank order, at a barrier."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=30)
+        self._slots: list[Any] = [None, None]
+
+    def ranks(self) -> list["PairRank"]:
+        return [PairRank(self, 0), PairRank(self, 1)]
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self._slots[rank] = value
+        self._barrier.wait()
+        values = list(self._slots)
+        self._barrier.wait()
+        return values
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+class PairRank:
+    world = 2
+
+    def __init__(self, pair: Pair, rank: int) -> None:
+        self.pair, self.rank, self.num_sums = pair, rank, 0
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        self.num_sums += 1
+        first, second = self.pair.exchange(self.rank, tensor.clone())
+        tensor.copy_(first + second)
+
+    def gather(self, arrays: Mapping[str, NDArray[Any]]) -> list[Mapping[str, NDArray[Any]]]:
+        return self.pair.exchange(self.rank, dict(arrays))
+
+
+def on_both(work) -> list[Any]:
+    """Run ``work(group)`` on two ranks; their results, or the first failure."""
+    pair, results, failures = Pair(), [None, None], []
+
+    def run(group: PairRank) -> None:
+        try:
+            results[group.rank] = work(group)
+        except BaseException as error:  # noqa: BLE001 raised again by the caller
+            failures.append(error)
+            pair.abort()
+
+    threads = [threading.Thread(target=run, args=(group,)) for group in pair.ranks()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return results
+
+
+def make_step(
+    group: Group | None = None,
+    dtype: torch.dtype = torch.float32,
+    methods: list[Method] | None = None,
+    model: SasRecConfig = MODEL,
+    **changes: Any,
+) -> TrainStep:
+    config = TrainConfig(**{"batch": 8, "learning_rate": 1e-2, **changes})
+    chosen = build_methods([OnlineConfig(warmup_steps=5, max_gradient_norm=1.0)]) if methods is None else methods
+    built = build_model(model, 10, 16, seed=5).to(dtype)
+    return TrainStep(built, build_objective(SoftmaxConfig()), chosen, config, group or Solo(), seed=9)
+
+
+def make_examples(seed: int, count: int, num_items: int = NUM_ITEMS) -> Examples:
+    draw = np.random.default_rng(seed)
+    sequences = [draw.integers(num_items, size=draw.integers(1, 6)).tolist() for _ in range(count)]
+    zeros = np.zeros(count, dtype=np.int64)
+    target, weight = draw.integers(num_items, size=count), draw.random(count).astype(np.float32) + 0.5
+    return Examples(contexts_of(sequences, 100, 10), np.arange(count), zeros, target, weight, zeros, zeros, zeros)
+
+
+def batch_of(examples: Examples, members: range) -> StepBatch:
+    taken = examples.take(np.array(members))
+    queries = np.arange(len(members))
+    return StepBatch(
+        pad(taken.contexts, np.arange(NUM_ITEMS)),
+        queries,
+        taken.position_T,
+        queries,
+        taken.target_T,
+        taken.weight_T,
+    )
+
+
+def fingerprint(step: TrainStep) -> dict[str, bytes]:
+    return {name: dump_arrays(part) for name, part in {**model_parts(step.model), **step.state()}.items()}
+
+
+def passes(
+    step: TrainStep, examples: Examples, increment: int = 0, num_items: int = NUM_ITEMS, **rest: Any
+) -> PassStats:
+    step.begin_increment(num_items, increment)
+    eligible = Eligible(np.arange(num_items))
+    options = {"epochs": 2, "seed": 9, **rest}
+    return train_passes(step, examples, eligible, np.arange(num_items), increment=increment, **options)
+
+
+def test_two_ranks_are_one_with_twice_the_batch():
+    examples = make_examples(1, 160)
+    slot_E = torch.arange(NUM_ITEMS)
+
+    def totals(number: int) -> float:
+        return float(examples.weight_T[8 * number : 8 * number + 8].astype(np.float64).sum())
+
+    def half(group: PairRank) -> TrainStep:
+        step = make_step(group, torch.float64)
+        step.begin_increment(NUM_ITEMS, 0)
+        for number in range(20):
+            first = 8 * number + 4 * group.rank
+            step.run(batch_of(examples, range(first, first + 4)), totals(number), slot_E)
+        assert group.num_sums == 20  # one all-reduce a step
+        return step
+
+    whole = make_step(dtype=torch.float64)
+    whole.begin_increment(NUM_ITEMS, 0)
+    for number in range(20):
+        whole.run(batch_of(examples, range(8 * number, 8 * number + 8)), totals(number), slot_E)
+    first, second = on_both(half)
+    assert fingerprint(first) == fingerprint(second)
+    for ours, theirs in zip(first.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+def test_gradients_are_those_of_plain_autograd():
+    examples = make_examples(2, 8)
+    step = make_step(dtype=torch.float64, methods=[])
+    step.begin_increment(NUM_ITEMS, 0)
+    step.run(batch_of(examples, range(8)), 3.0, torch.arange(NUM_ITEMS))
+    plain = make_step(dtype=torch.float64).model
+    plain.table.grow(NUM_ITEMS)
+    inputs = pad(examples.contexts, np.arange(NUM_ITEMS))
+    item_BLD = plain.table.rows(torch.from_numpy(inputs.slot_BL))
+    query_PD = plain.encoder(inputs, item_BLD, torch.arange(8), torch.zeros(8, dtype=torch.long))
+    log_PE = torch.log_softmax(plain.logits(query_PD, plain.table.weight[:NUM_ITEMS]), 1)
+    picked_T = log_PE[torch.arange(8), torch.from_numpy(examples.target_T)]
+    (-(picked_T * torch.from_numpy(examples.weight_T)).sum() / 3.0).backward()
+    parameters = list(plain.encoder.parameters())
+    wanted = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    wanted = torch.cat([part.flatten() for part in [*wanted, plain.table.weight.grad[:NUM_ITEMS]]])
+    torch.testing.assert_close(step.flat_gradient, wanted, atol=1e-12, rtol=1e-9)
+
+
+def test_ranks_of_unequal_length_agree_through_passes():
+    def work(group: PairRank) -> tuple[PassStats, dict[str, bytes]]:
+        step = make_step(group)
+        stats = passes(step, make_examples(3 + group.rank, 30 if group.rank else 0))
+        return stats, fingerprint(step)
+
+    (stats, first), (_, second) = on_both(work)
+    assert first == second
+    assert stats.targets == 30
+    assert stats.steps == 2 * 8  # 30 examples, 4 a step, two epochs
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_same_seed_same_bytes(precision):
+    def once(seed_of_torch: int) -> dict[str, bytes]:
+        torch.manual_seed(seed_of_torch)
+        step = make_step(model=SasRecConfig(width=8, dropout=0.5), precision=precision)
+        passes(step, make_examples(4, 50))
+        return fingerprint(step)
+
+    assert once(1) == once(2)
+
+
+def test_a_restart_goes_on_to_the_same_bytes_through_growth():
+    config = SasRecConfig(width=8, dropout=0.5)
+    whole = make_step(model=config)
+    passes(whole, make_examples(5, 40, 12), 0, 12)
+    parts, optimizer = model_parts(whole.model), whole.state()
+    passes(whole, make_examples(6, 40), 1)
+
+    again = make_step(model=config)
+    again.model = load_model(config, 10, parts)
+    again.load(optimizer)
+    assert {k: dump_arrays(v) for k, v in again.state().items()} == {k: dump_arrays(v) for k, v in optimizer.items()}
+    passes(again, make_examples(6, 40), 1)
+    assert again.steps_since_fresh == whole.steps_since_fresh
+    assert fingerprint(again) == fingerprint(whole)
+
+
+def test_growth_keeps_moments_and_starts_new_rows_at_zero():
+    step = make_step()
+    passes(step, make_examples(7, 40, 12), 0, 12)
+    before = step.state()
+    step.begin_increment(NUM_ITEMS, 1)
+    after = step.state()
+    assert after["optimizer/encoder"].keys() == before["optimizer/encoder"].keys()
+    for name, array in before["optimizer/encoder"].items():
+        assert np.array_equal(after["optimizer/encoder"][name], array)
+    for key in ("exp_avg", "exp_avg_sq"):
+        grown = after["optimizer/table/00000"][key]
+        assert grown.shape == (NUM_ITEMS, 8)
+        assert np.array_equal(grown[:12], before["optimizer/table/00000"][key])
+        assert before["optimizer/table/00000"][key].any()
+        assert not grown[12:].any()
+
+
+def test_rows_that_no_target_could_be_keep_their_start():
+    step = make_step()
+    fresh = build_model(MODEL, 10, 16, seed=5)
+    fresh.table.grow(NUM_ITEMS)
+    passes(step, make_examples(8, 40, 12), 0, 12)
+    assert torch.equal(step.model.table.weight[12:16], fresh.table.weight[12:16])
+    assert not torch.equal(step.model.table.weight[:12], fresh.table.weight[:12])
+
+
+def test_the_guard_bounds_the_summed_gradient():
+    norms = []
+    for bound in (1e-3, None):
+        step = make_step(methods=build_methods([OnlineConfig(max_gradient_norm=bound, warmup_steps=0)]))
+        step.begin_increment(NUM_ITEMS, 0)
+        step.run(batch_of(make_examples(9, 8), range(8)), 1.0, torch.arange(NUM_ITEMS))
+        norms.append(float(step.flat_gradient.norm()))
+    assert norms[0] == pytest.approx(1e-3, rel=1e-4)
+    assert norms[1] > 1e-2
+
+
+def test_warm_up_counts_from_the_optimizers_birth_not_the_increments():
+    seen = []
+
+    class Watch(Method):
+        def learning_rate_scale(self, steps_since_fresh: int) -> float:
+            seen.append(steps_since_fresh)
+            return 1.0
+
+    step = make_step(methods=[Watch()])
+    for increment in range(2):
+        passes(step, make_examples(10, 16), increment, epochs=1)
+    assert seen == [0, 1, 2, 3]
+    again = make_step(methods=[Watch()])
+    again.load(step.state())
+    passes(again, make_examples(10, 16), 2, epochs=1)
+    assert seen[4:] == [4, 5]
+
+
+def test_penalties_reach_encoder_and_table_once_whatever_the_world():
+    class Pull(Method):
+        def penalties(self, model):
+            return {"pull": model.table.weight.square().sum() + model.encoder.start.sum()}
+
+    def work(group: Group) -> torch.Tensor:
+        step = make_step(group, torch.float64, methods=[Pull()])
+        step.begin_increment(12, 0)
+        rows = step.model.table.weight.detach()[:12].clone()
+        step.run(None, 1.0, torch.arange(12))
+        torch.testing.assert_close(step.flat_gradient[-12 * 8 :].view(12, 8), 2.0 * rows)
+        return step.flat_gradient
+
+    solo = work(Solo())
+    for flat in on_both(work):
+        torch.testing.assert_close(flat, solo)
+
+
+def test_targets_outside_are_counted_and_a_step_without_any_is_passed_over():
+    step = make_step()
+    step.begin_increment(NUM_ITEMS, 0)
+    examples = make_examples(11, 16, 20)
+    before = fingerprint(step)
+    nobody = Eligible(np.arange(20, NUM_ITEMS))
+    stats = train_passes(step, examples, nobody, np.arange(NUM_ITEMS), epochs=1, seed=9, increment=0)
+    assert (stats.steps, stats.targets, stats.targets_outside) == (0, 0, 16)
+    assert fingerprint(step) == before
+
+
+def test_the_eligible_need_not_be_a_prefix():
+    step = make_step()
+    step.begin_increment(NUM_ITEMS, 0)
+    eligible = Eligible(np.arange(5, NUM_ITEMS, 2))
+    stats = train_passes(step, make_examples(12, 32), eligible, np.arange(NUM_ITEMS), epochs=1, seed=9, increment=0)
+    assert stats.targets + stats.targets_outside == 32
+    assert stats.targets == int((eligible.column_of(make_examples(12, 32).target_T) >= 0).sum())
+
+
+def test_whole_sessions_and_prefixes_give_the_same_gradient():
+    sequence, targets = [3, 7, 1, 9], [7, 1, 9, 2]
+    ones, zeros = np.ones(4, dtype=np.float32), np.zeros(4, dtype=np.int64)
+    back = np.array([3, 2, 1, 0])
+    session = Examples(contexts_of([sequence], 100, 10), zeros, back, np.array(targets), ones, zeros, zeros, zeros)
+    prefixes = Examples(
+        contexts_of([sequence[:n] for n in (1, 2, 3, 4)], 100, 10),
+        np.arange(4), zeros, np.array(targets), ones, zeros, zeros, zeros,
+    )  # fmt: skip
+    gradients = []
+    for examples in (session, prefixes):
+        step = make_step(dtype=torch.float64, methods=[])
+        stats = passes(step, examples, epochs=1)
+        assert (stats.steps, stats.targets) == (1, 4)
+        gradients.append(step.flat_gradient)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)
+
+
+def test_it_learns():
+    step = make_step()
+    count = 256
+    items = np.arange(count) % NUM_ITEMS
+    zeros = np.zeros(count, dtype=np.int64)
+    examples = Examples(
+        contexts_of([[item] for item in items.tolist()], 100, 10),
+        np.arange(count), zeros, (items + 1) % NUM_ITEMS, np.ones(count, dtype=np.float32), zeros, zeros, zeros,
+    )  # fmt: skip
+    losses = passes(step, examples, epochs=10).loss_per_epoch
+    assert losses[0] > 3.0
+    assert losses[-1] < 0.5
+
+
+def test_extremes_see_what_is_not_a_number():
+    step = make_step()
+    passes(step, make_examples(13, 16))
+    finite, largest = step.extremes()
+    assert finite
+    assert 0.0 < largest < 100.0
+    with torch.no_grad():
+        step.model.table.weight[3, 3] = float("nan")
+    assert not step.extremes()[0]
+
+
+def test_a_step_before_the_first_increment_is_refused():
+    with pytest.raises(TrainingError, match="begin_increment"):
+        make_step().run(None, 1.0, torch.arange(4))
