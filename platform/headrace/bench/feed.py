@@ -63,7 +63,7 @@ def measure_latency(
     world: int = 2,
     poll_s: float = 0.05,
     block_bytes: int = 65536,
-    prefetch_batches: int = 1,
+    prefetch_batches: int = 0,
 ) -> FeedLatency:
     """Land ``num_cuts`` shards of ``cut_rows`` rows one after another in ``folder``; Ray must be up."""
     columns = ColumnsConfig(user_id="user_id", event="event")
