@@ -206,8 +206,12 @@ def test_a_dead_trainers_lock_is_free(tmp_path):
 
 
 def test_a_process_that_was_started_meanwhile_does_not_keep_the_lock(tmp_path):
+    program = "print('up', flush=True); input()"
     with StoreLock(Store(str(tmp_path))):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False
+        )
+        assert child.stdout.readline() == b"up\n"
     try:
         with StoreLock(Store(str(tmp_path))):
             pass
