@@ -1,6 +1,5 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from headrace.errors import ConfigError, DataError, HeadraceError, StoreBusyErro
 if TYPE_CHECKING:
     from headrace.commit.manifest import Manifest
     from headrace.config.recipe import Recipe
+    from headrace.train.driver import Serving
 
 _USER_MISTAKES = (ConfigError, DataError, StoreBusyError)
 
@@ -111,57 +111,69 @@ def versions(
 
 
 @bench.command("train")
-def bench_train(data: Data, device: str = "cpu", out: Out = None) -> None:
+def bench_train(data: Data, words: Words = None, device: str = "cpu", out: Out = None) -> None:
     """Training throughput of one worker against a plain single-process PyTorch loop."""
-    _bench("train", out, data=data, device=device)
+    _bench("train", words, out, data=data, device=device)
 
 
 @bench.command("freshness")
 def bench_freshness(
+    words: Words = None,
     seconds: Annotated[int, typer.Option(min=1, help="How long shards land, after the start.")] = 120,
     out: Out = None,
 ) -> None:
     """Seconds from a shard's landing to the first answers with it, at a fixed rate, on the synthetic stream."""
-    _bench("freshness", out, seconds=seconds)
+    _bench("freshness", words, out, seconds=seconds)
 
 
 @bench.command("continual")
 def bench_continual(
     data: Data,
+    words: Words = None,
     methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "online",
-    cycles: Annotated[str, typer.Option(help="Such as 1-4 or 1,2,5.")] = "1-16",
-    seeds: Annotated[str, typer.Option(help="Such as 1 or 1-3.")] = "1",
+    cycles: Annotated[str, typer.Option(help="One, or a range such as 1-16.")] = "1-4",
+    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
     device: str = "cpu",
     out: Out = None,
 ) -> None:
     """The ADER protocol: train on one period, test on the next, cycle after cycle; imports no Ray."""
-    with _errors_in_words():
-        options = {"methods": tuple(methods.split(",")), "cycles": _numbers(cycles), "seeds": _numbers(seeds)}
-    _bench("continual", out, data=data, device=device, **options)
+    _bench("continual", words, out, data=data, methods=methods, cycles=cycles, seeds=seeds, device=device)
 
 
-def _bench(name: str, out: Path | None, **options: Any) -> None:  # noqa: ANN401 (each benchmark has its own)
-    """Run ``headrace.bench.<name>.run(**options)`` and write what it returns."""
+def _bench(name: str, words: Sequence[str] | None, out: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Run ``headrace.bench.<name>.run(**options)`` and write what it returns.
+
+    A recipe and overrides on the command line come as ``recipe`` and ``overrides``, where they are given.
+    """
     with _errors_in_words():
         import importlib
 
         from headrace.bench.output import with_facts, write_json
 
+        files, overrides = _sorted_words(words)
+        if len(files) > 1:
+            raise ConfigError(f"a benchmark takes one recipe; received {', '.join(files)}")
+        options |= {"recipe": Path(files[0])} if files else {}
+        options |= {"overrides": overrides} if overrides else {}
         module: BenchModule = importlib.import_module(f"headrace.bench.{name}")
         result = with_facts(name, options, module.run(**options))
         if out is not None:
             typer.echo(f"written to {write_json(out, name, result)}")
 
 
+def _sorted_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Recipes and overrides: a word with ``=`` that is not a file is an override."""
+    files = [word for word in words or () if "=" not in word or Path(word).is_file()]
+    return files, [word for word in words or () if word not in files]
+
+
 def _recipe(words: Sequence[str] | None) -> "Recipe":
-    """The recipe of these words: a word with ``=`` that is not a file is an override."""
     from headrace.config.load import load_recipe
 
-    files = [word for word in words or () if "=" not in word or Path(word).is_file()]
-    return load_recipe(files, [word for word in words or () if word not in files])
+    return load_recipe(*_sorted_words(words))
 
 
-def _serving(recipe: "Recipe") -> Any:  # noqa: ANN401 (the driver's own protocol)
+def _serving(recipe: "Recipe") -> "Serving | None":
     """What the driver starts replicas with; None where the recipe wants none."""
     if not recipe.serve.enabled:
         return None
@@ -183,18 +195,6 @@ def _version_row(manifest: "Manifest") -> tuple[str, ...]:
     events, items = (str(facts.get(name, "-")) for name in ("events", "num_items"))
     digest = manifest.state_digest[:12]
     return (str(manifest.cut), version, manifest.verdict, events, items, digest, manifest.reason)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """``1-4,7`` as (1, 2, 3, 4, 7)."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip(), re.ASCII)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last:
-            raise ConfigError(f"{text!r} is not a list of numbers: write such as 1-4 or 1,2,5")
-        numbers.extend(range(first, last + 1))
-    return tuple(numbers)
 
 
 @contextmanager

@@ -96,3 +96,9 @@ def test_align():
 def test_a_table_of_a_benchmark(capsys):
     print_table("Title", ("name", "R@20"), [("online", "50.1"), ("ewc", "9.0")])
     assert capsys.readouterr().out == "Title\nname    R@20\n------------\nonline  50.1\newc      9.0\n"
+
+
+def test_a_table_goes_on_row_by_row(capsys):
+    print_table(None, ("name", "R@20"), [("online", "50.1")])
+    print_table(None, ("name", "R@20"), [("cycle2", "9.0")], with_header=False)
+    assert capsys.readouterr().out == "name    R@20\n------------\nonline  50.1\ncycle2   9.0\n"

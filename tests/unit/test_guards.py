@@ -103,6 +103,18 @@ def test_every_recipe_loads(path):
     assert recipe.run.dir == f"runs/{path.stem}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_names_columns_that_its_log_has(path, log_dir):
+    import pyarrow.parquet as pq
+
+    files = sorted((log_dir / path.stem).glob("*.parquet"))
+    if not files:
+        pytest.skip(f"no log of the name {path.stem}")
+    columns = load_recipe([str(path)]).columns.model_dump(exclude={"context", "target_kinds"})
+    wanted = {name for name in columns.values() if name is not None} | set(load_recipe([str(path)]).columns.context)
+    assert wanted <= set(pq.read_schema(files[0]).names)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
 def test_job_entry_points_are_thin(path):
     assert len(path.read_text().splitlines()) <= 30

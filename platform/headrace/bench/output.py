@@ -17,10 +17,16 @@ from headrace.tracking.console import align
 _PACKAGES = ("torch", "numpy", "ray", "pyarrow")
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns under a title; the first column is left-aligned."""
+def print_table(
+    title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]], *, with_header: bool = True
+) -> None:
+    """Print aligned columns under a title; the first column is left-aligned.
+
+    ``with_header=False`` goes on under a table that was printed before, row by row as results come.
+    """
     lines = align(header, rows, left=frozenset({0}))
-    sys.stdout.write("\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]]) + "\n")
+    head = [lines[0], "-" * max(map(len, lines))] if with_header else []
+    sys.stdout.write("\n".join([*([title] if title else []), *head, *lines[1:]]) + "\n")
     sys.stdout.flush()
 
 
