@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.feed import keeper as keeper_module
+from headrace.feed import landing as landing_module
 from headrace.feed.entries import Shard
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing
@@ -363,3 +365,20 @@ def test_a_shard_that_changed_after_it_was_recorded_is_refused(tmp_path):
     feed.path("a.parquet").unlink()
     with pytest.raises(ValueError, match="put it back"):
         feed.rows(cut)
+
+
+def test_an_object_store_is_listed_and_read_through_its_own_file_system(tmp_path, monkeypatch):
+    bucket = fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
+    monkeypatch.setattr(landing_module, "_resolve", lambda uri: (bucket, uri.removeprefix("s3://")))
+    feed = Feed(tmp_path, warmup_shards=2)
+    feed.landing = Landing("s3://landing/")
+    feed.restart()
+    assert flat(feed.poll(), "shards") == []
+    (tmp_path / "bucket" / "landing").mkdir(parents=True)
+    for number in range(2):
+        feed.land(f"shard-{number:06d}.parquet", events(number * 20, 20))
+    feed.land(".hidden.parquet", events(0, 5))
+    (cut,) = feed.commit_all()
+    assert feed.rows(cut).rows.ts_N.tolist() == [row * 1000 for row in range(40)]
+    assert LedgerReader(feed.store).shard(cut.ranges[0].shard).uri == "s3://landing/shard-000000.parquet"
+    assert feed.landing.num_landed() == 2

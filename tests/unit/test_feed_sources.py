@@ -81,6 +81,13 @@ def test_it_waits_for_commits(tmp_path):
     assert source_of.exhausted
 
 
+def test_a_warm_up_of_many_shards_is_never_waited_for(tmp_path):
+    source = log(tmp_path / "log", [100 * index for index in range(9)])
+    config = ReplayConfig(slice_s=100, ahead=2)
+    source_of = Replayer(config, ColumnsConfig(), source, Landing(str(tmp_path / "landing")), warmup_shards=5)
+    assert [len(source_of.step(0.0, committed)) for committed in (0, 0)] == [5, 0]
+
+
 def test_speed_lands_a_slice_when_it_would_be_over(tmp_path):
     source = log(tmp_path / "log", [0, 75, 280])
     source_of = replayer(tmp_path, source, slice_s=100, speed=10.0, ahead=FAR)

@@ -101,6 +101,11 @@ def open_file(uri: str) -> pa.NativeFile:
     return file_system.open_input_file(f"{root}/{name}")
 
 
+def is_local(uri: str) -> bool:
+    """Whether a file lies on this host."""
+    return isinstance(_resolve(uri.rpartition("/")[0])[0], fs.LocalFileSystem)
+
+
 @lru_cache(maxsize=64)
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     return resolve(uri)

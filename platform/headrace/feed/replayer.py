@@ -24,10 +24,16 @@ _FIRST = np.iinfo(np.int64).min
 
 
 class Replayer:
-    """Lands ``log`` into ``landing``, one ``step`` at a time; no threads and no sleeping."""
+    """Lands ``log`` into ``landing``, one ``step`` at a time; no threads and no sleeping.
 
-    def __init__(self, config: ReplayConfig, columns: ColumnsConfig, log: Landing, landing: Landing) -> None:
+    ``warmup_shards``: so many may lie uncommitted, whatever ``ahead`` says, since the first cut waits for them.
+    """
+
+    def __init__(
+        self, config: ReplayConfig, columns: ColumnsConfig, log: Landing, landing: Landing, warmup_shards: int = 1
+    ) -> None:
         self._config = config
+        self._ahead = max(config.ahead, warmup_shards)
         self._columns = columns
         self._log = log
         self._landing = landing
@@ -49,7 +55,7 @@ class Replayer:
         if self._slices is None:
             self._begin()
         landed = []
-        while self._next is not None and self._num_landed - committed_files < self._config.ahead and self._due(now_s):
+        while self._next is not None and self._num_landed - committed_files < self._ahead and self._due(now_s):
             landed.append(self._landing.land(shard_name(self._num_landed), self._next[0]))
             self._num_landed += 1
             self._next = next(self._slices, None) if self._slices else None

@@ -5,7 +5,7 @@ come from the shards' facts, so that a rank need not read what it does not own; 
 looks into the file again.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,14 +18,13 @@ from headrace.config.recipe import ColumnsConfig
 from headrace.errors import DataError, StoreError
 from headrace.feed.entries import Shard
 from headrace.feed.facts import decode_items, first_unique, to_ids
-from headrace.feed.landing import open_file
+from headrace.feed.landing import is_local, open_file
 from headrace.feed.ledger import LedgerReader
 from headrace.feed.schema import Values, normalise, rows_from_table, travelling_columns, wire_schema
 from headrace.records import KEY_GROUPS, Cut, CutRows, RowRange
 
-_In = TypeVar("_In")
 _Out = TypeVar("_Out")
-_THREADS = 4
+_THREADS = 8
 
 
 def key_groups(rank: int, world: int) -> tuple[int, ...]:
@@ -49,7 +48,7 @@ def cut_table(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Co
         owned_N = owned_G[wire["group"].to_numpy()]
         return wire if owned_N.all() else wire.filter(pa.array(owned_N))
 
-    tables = _map(read, cut.ranges)
+    tables = _map(read, reader, cut)
     return pa.concat_tables(tables, promote_options="default") if tables else wire_schema(pa.int64()).empty_table()
 
 
@@ -66,7 +65,7 @@ def cut_items(reader: LedgerReader, cut: Cut, columns: ColumnsConfig) -> NDArray
         items = normalise(_read_range(shard, part, columns), columns, shard.number, shard.sha256, part.start)["item"]
         return first_unique(items)[0]
 
-    parts = _map(read, cut.ranges)
+    parts = _map(read, reader, cut)
     if not parts:
         return np.zeros(0, dtype=np.int64)
     return to_ids(parts[0] if len(parts) == 1 else first_unique(pa.chunked_array(parts))[0])
@@ -99,9 +98,9 @@ def _read_range(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Tabl
     return table.slice(part.start - offset, part.stop - part.start)
 
 
-def _map(function: Callable[[_In], _Out], values: Sequence[_In]) -> list[_Out]:
-    """``function`` of each value, in order; a few threads hide an object store's latency where there are many."""
-    if len(values) < 2:
-        return [function(value) for value in values]
+def _map(read: Callable[[RowRange], _Out], reader: LedgerReader, cut: Cut) -> list[_Out]:
+    """``read`` of each range, in order; a few threads hide an object store's latency, and would only slow a disk."""
+    if len(cut.ranges) < 2 or is_local(reader.shard(cut.ranges[0].shard).uri):
+        return [read(part) for part in cut.ranges]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, values))
+        return list(pool.map(read, cut.ranges))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -57,6 +58,9 @@ class StreamSpec:
     """Size at which Ray Data hands rows on; tens of blocks a cut are best."""
     poll_s: float = 0.02
     """How often the ledger is asked for its next record."""
+
+    def __post_init__(self) -> None:
+        assert "://" in self.store_uri or Path(self.store_uri).is_absolute(), "Train's workers change directory"
 
     def reader(self) -> LedgerReader:
         """The ledger that this stream reads."""
@@ -124,6 +128,10 @@ class _LedgerSource(Datasource):  # type: ignore[misc]
         super().__init__()
         self._groups = key_groups(rank, world)
         self._spec = spec
+
+    def get_name(self) -> str:
+        """What Ray calls the operator."""
+        return "Ledger"
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown: the stream has no end."""
