@@ -29,9 +29,10 @@ _SEED = "table_seed"
 
 def build_model(config: SasRecConfig, max_events: int, capacity: int, seed: int) -> RecallModel:
     """A fresh model with ``capacity`` rows; the seed alone decides it, whatever the state of torch's generators."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(hash64(seed, "encoder") >> 1)
+    with torch.device("meta"):  # nothing is drawn from torch's global generator
         encoder = SasRec(config, max_events)
+    encoder.to_empty(device="cpu")
+    encoder.reset(torch.Generator().manual_seed(hash64(seed, "encoder") >> 1))
     table = ItemTable(config.width, capacity, hash64(seed, "table") >> 1, _ROW_NORM * config.width**-0.5)
     return RecallModel(encoder, table, config.temperature if config.scores == "cosine" else None)
 

@@ -17,19 +17,30 @@ from headrace.inputs.contexts import ModelInputs
 
 
 class SasRec(nn.Module):
-    """The encoder. Drawn from torch's global generator: ``models/build.py`` seeds it."""
+    """The encoder. ``reset`` draws its weights; until then they are whatever torch makes of a layer."""
 
     def __init__(self, config: SasRecConfig, max_events: int) -> None:
         super().__init__()
         self.max_events = max_events
         self.scale = config.width**0.5
-        self.position = nn.Parameter(torch.randn(max_events + 1, config.width) * _xavier(max_events + 1, config.width))
+        self.position = nn.Parameter(torch.zeros(max_events + 1, config.width))
         """A row for each distance; 0 is the event that asks itself."""
         self.start = nn.Parameter(torch.zeros(config.width))
         """What stands for a context without events."""
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
+
+    def reset(self, draw: torch.Generator) -> None:
+        """Fresh weights (Xavier), from this generator alone."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=draw)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        nn.init.xavier_normal_(self.position, generator=draw)
+        nn.init.zeros_(self.start)
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
@@ -64,12 +75,12 @@ class Block(nn.Module):
             raise ValueError(f"model.width ({width}) must be a multiple of model.heads ({heads})")
         self.heads = heads
         self.query_norm = nn.LayerNorm(width)
-        self.query = _linear(width, width)
-        self.key = _linear(width, width)
-        self.value = _linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
         self.feed_norm = nn.LayerNorm(width)
-        self.feed_in = _linear(width, width)
-        self.feed_out = _linear(width, width)
+        self.feed_in = nn.Linear(width, width)
+        self.feed_out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, position_ZD: Tensor, mask: Tensor | None, last_only: bool) -> Tensor:
@@ -130,14 +141,3 @@ def _key_to_distance(x_BHLL: Tensor) -> Tensor:
 
 def _is_identity(row_P: np.ndarray[tuple[int, ...], np.dtype[np.int64]], num_rows: int) -> bool:
     return len(row_P) == num_rows and bool((row_P == np.arange(num_rows)).all())
-
-
-def _linear(fan_in: int, fan_out: int) -> nn.Linear:
-    linear = nn.Linear(fan_in, fan_out)
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _xavier(fan_in: int, fan_out: int) -> float:
-    return float((2.0 / (fan_in + fan_out)) ** 0.5)

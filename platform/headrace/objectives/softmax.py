@@ -1,7 +1,7 @@
 """Cross-entropy over the whole eligible set.
 
 The logits of a step are by far its largest array (256 targets over 43,000 items: 44 MB in float32), so this room holds
-one such array and no copy: the softmax takes its place, and the gradients of queries and items are products with it.
+one such array and no copy: exponentials take its place, and the gradients of queries and items are products with it.
 Shape legend: P queries, T targets, E eligible items, D width, R rows of a chunk.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headrace.config.recipe import SoftmaxConfig
 
-_ROWS = 32  # of logits, turned into probabilities at a time
+_ROWS = 32  # of logits, turned into exponentials at a time
 
 
 class Objective(Protocol):
@@ -66,24 +66,25 @@ class _CrossEntropy(torch.autograd.Function):
             low_query_PD, low_vectors_ED = query_PD.to(dtype), vectors_ED.to(dtype)
             logit_PE = low_query_PD @ low_vectors_ED.T
             target_T = logit_PE[query_T, column_T].to(query_PD.dtype)
-            normaliser_P = torch.empty_like(query_PD[:, 0])
+            top_P = logit_PE.amax(1).to(query_PD.dtype)
+            sum_P = torch.empty_like(top_P)
             for start in range(0, len(logit_PE), _ROWS):  # a few rows at a time stay in the processor's cache
-                rows_RE = logit_PE[start : start + _ROWS]
-                exact_RE = rows_RE.to(query_PD.dtype)
-                log_sum_R = torch.logsumexp(exact_RE, 1)
-                normaliser_P[start : start + _ROWS] = log_sum_R
-                rows_RE.copy_(exact_RE.sub_(log_sum_R.unsqueeze(1)).exp_())
-        ctx.save_for_backward(low_query_PD, low_vectors_ED, logit_PE, query_T, column_T, weight_T)
-        return ((normaliser_P[query_T] - target_T) * weight_T).sum()
+                rows_RE, top_R1 = logit_PE[start : start + _ROWS], top_P[start : start + _ROWS].unsqueeze(1)
+                exponential_RE = torch.sub(rows_RE, top_R1).exp_()
+                torch.sum(exponential_RE, 1, out=sum_P[start : start + _ROWS])
+                rows_RE.copy_(exponential_RE)
+        ctx.save_for_backward(low_query_PD, low_vectors_ED, logit_PE, sum_P, query_T, column_T, weight_T)
+        return (((sum_P.log() + top_P)[query_T] - target_T) * weight_T).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: ANN401 torch's signature
-        query_PD, vectors_ED, probability_PE, query_T, column_T, weight_T = ctx.saved_tensors
+        query_PD, vectors_ED, exponential_PE, sum_P, query_T, column_T, weight_T = ctx.saved_tensors
         scale_T = weight_T * gradients[0]
-        scale_P1 = scale_T.new_zeros(len(query_PD)).index_add_(0, query_T, scale_T).unsqueeze(1)
-        to_query_PD = (probability_PE @ vectors_ED).to(scale_T.dtype) * scale_P1
-        scaled_PD = query_PD * scale_P1.to(query_PD.dtype)
-        to_vectors_ED = (probability_PE.T @ scaled_PD).to(scale_T.dtype)
+        # probabilities are exponentials over their sum: the division falls on the small side of each product
+        scale_P1 = (scale_T.new_zeros(len(query_PD)).index_add_(0, query_T, scale_T) / sum_P).unsqueeze(1)
+        to_query_PD = (exponential_PE @ vectors_ED).to(scale_T.dtype) * scale_P1
+        scaled_PD = (query_PD * scale_P1).to(query_PD.dtype)
+        to_vectors_ED = (exponential_PE.T @ scaled_PD).to(scale_T.dtype)
         scale_T1 = -scale_T.unsqueeze(1)
         to_query_PD.index_add_(0, query_T, vectors_ED[column_T].to(scale_T.dtype) * scale_T1)
         to_vectors_ED.index_put_((column_T,), query_PD[query_T].to(scale_T.dtype) * scale_T1, accumulate=True)
