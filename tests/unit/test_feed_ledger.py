@@ -127,6 +127,15 @@ def test_an_epoch_that_never_saw_another_voids_it(store):
     assert len(list(LedgerReader(store, epoch=1).entries())) == 2
 
 
+def test_a_ledger_copied_without_its_epochs_is_refused(store):
+    for _ in range(2):
+        opened(store)
+    for name in store.names("epochs"):
+        store.delete(f"epochs/{name}")
+    with pytest.raises(StoreError, match="needs its folder epochs/ too"):
+        opened(store)
+
+
 def test_a_tail_begins_after_a_cut_and_ends_at_this_epochs_stop(store):
     writer = opened(store)
     for name in "abc":

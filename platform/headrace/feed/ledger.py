@@ -58,6 +58,12 @@ class LedgerReader:
         return spans[-1].last if spans else 0
 
     @property
+    def newest_epoch(self) -> int:
+        """The newest epoch that has opened the ledger; 0 in an empty one."""
+        spans = self._listed()
+        return spans[-1].epoch if spans else 0
+
+    @property
     def last_cut(self) -> int:
         """Number of the newest cut when the ledger was listed; -1 before the first."""
         return self._cuts(self.last_record) - 1
@@ -100,7 +106,7 @@ class LedgerReader:
         Stop records of older epochs are skipped.
         """
         assert self._listed(), "the ledger is opened before it is tailed"
-        epoch = self._listed()[-1].epoch
+        epoch = self.newest_epoch
         number = 1 if after_cut < 0 else self._record_of(after_cut) + 1
         while True:
             try:
@@ -217,9 +223,17 @@ class LedgerWriter:
 
     @classmethod
     def open(cls, store: Store, epoch: Epoch) -> "LedgerWriter":
-        """Open ``epoch`` after the last valid record; FencedError when a newer epoch has begun."""
-        state = LedgerState()
-        for entry in LedgerReader(store).entries():
+        """Open ``epoch`` after the last valid record; FencedError when a newer epoch has begun.
+
+        StoreError when the ledger already has records of this epoch or a newer one: they would void what is written now.
+        """
+        state, reader = LedgerState(), LedgerReader(store)
+        if reader.newest_epoch >= epoch.number:
+            raise StoreError(
+                f"the ledger in {store.uri} has records of epoch {reader.newest_epoch}, but this run is epoch "
+                f"{epoch.number}: a copied store needs its folder epochs/ too"
+            )
+        for entry in reader.entries():
             state.apply(entry)
         writer = cls(store, epoch, state)
         writer._append(Open(state.last_record + 1, epoch.number, after=state.last_record))
