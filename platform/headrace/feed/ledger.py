@@ -225,7 +225,7 @@ class LedgerWriter:
     def open(cls, store: Store, epoch: Epoch) -> "LedgerWriter":
         """Open ``epoch`` after the last valid record; FencedError when a newer epoch has begun.
 
-        StoreError when the ledger already has records of this epoch or a newer one: they would void what is written now.
+        StoreError when the ledger already has records of this epoch or a newer one: they would void the new.
         """
         state, reader = LedgerState(), LedgerReader(store)
         if reader.newest_epoch >= epoch.number:
