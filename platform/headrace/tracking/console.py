@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the manifest brings the store with it, which a first line n
     from headrace.commit.manifest import Verdict
 
 _HEADER_EVERY = 20
+_NOT_SHOWN = {"uniform"}  # always in the blend, never worth a column
 _VERDICT_STYLE = {"publish": "", "hold": "yellow", "reject": "red"}
 _LEGEND = (
     "Recall@20 in %, scored before training; * best expert so far; fresh: seconds from landing to every replica; "
@@ -86,11 +87,12 @@ class Observer:
         self._print(summary, "bold")
 
     def _note(self, row: IncrementRow) -> None:
-        experts = tuple(sorted(row.recall_experts, key=lambda name: (name != "neural", name)))
+        shown = {name: recall for name, recall in row.recall_experts.items() if name not in _NOT_SHOWN}
+        experts = tuple(sorted(shown, key=lambda name: (name != "neural", name)))
         if experts and experts != self._experts:
             self._experts = experts
             self._rows_since_header = _HEADER_EVERY
-        for name, recall in row.recall_experts.items():
+        for name, recall in shown.items():
             if recall is not None:
                 self._recall_sum[name] = self._recall_sum.get(name, 0.0) + recall
 
