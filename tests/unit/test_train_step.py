@@ -327,6 +327,33 @@ def test_whole_sessions_and_prefixes_give_the_same_gradient():
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)
 
 
+def test_targets_of_one_query_and_of_empty_contexts_share_a_row():
+    widths = []
+    objective = build_objective(SoftmaxConfig())
+
+    class Watch:
+        def loss(self, query_PD, *rest):
+            widths.append(len(query_PD))
+            return objective.loss(query_PD, *rest)
+
+    sequence_T = np.array([0, 0, 0, 1, 2, 3])
+    zeros, ones = np.zeros(6, dtype=np.int64), np.ones(6, dtype=np.float32)
+    examples = Examples(
+        contexts_of([[1, 2], [3], [], []], 100, 10), sequence_T, zeros, sequence_T + 4, ones, zeros, zeros, zeros
+    )
+    step = make_step(dtype=torch.float64, methods=[])
+    step.objective = Watch()
+    stats = passes(step, examples, epochs=1)
+    assert (stats.targets, widths) == (6, [3])
+
+    apart = make_step(dtype=torch.float64, methods=[])
+    apart.begin_increment(NUM_ITEMS, 0)
+    inputs = pad(examples.contexts, np.arange(NUM_ITEMS))
+    batch = StepBatch(inputs, sequence_T, zeros, np.arange(6), sequence_T + 4, ones)
+    apart.run(batch, 6.0, torch.arange(NUM_ITEMS))
+    torch.testing.assert_close(step.flat_gradient, apart.flat_gradient, atol=1e-12, rtol=1e-9)
+
+
 def test_it_learns():
     step = make_step()
     count = 256

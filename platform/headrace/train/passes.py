@@ -110,14 +110,18 @@ def _batches(
     plan: list[NDArray[np.int64]],
 ) -> Iterator[StepBatch]:
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples) + 1))
+    length_S = examples.contexts.length_Q
     for members in plan:
         begin_B, count_B = first_S[members], first_S[members + 1] - first_S[members]
         flat_T = ranges(begin_B, count_B)
         position_T = examples.position_T[flat_T]
-        # one query for all targets of a row and position
+        length_T = np.repeat(length_S[members], count_B)
+        # one query for all targets of a row and position, and one for all whose context is empty
         reach = int(position_T.max(initial=0)) + 1
-        query_P, query_T = np.unique(
-            np.repeat(np.arange(len(members)), count_B) * reach + position_T, return_inverse=True
-        )
-        inputs = pad(examples.contexts.take(members), slot_I)
-        yield StepBatch(inputs, query_P // reach, query_P % reach, query_T, column_T[flat_T], weight_T[flat_T])
+        key_T = np.repeat(np.arange(len(members)), count_B) * reach + position_T
+        empty_T = position_T >= length_T
+        key_T[empty_T] = key_T[empty_T].min(initial=np.iinfo(np.int64).max)
+        key_P, query_T = np.unique(key_T, return_inverse=True)
+        used_B, row_P = np.unique(key_P // reach, return_inverse=True)
+        inputs = pad(examples.contexts.take(members[used_B]), slot_I)
+        yield StepBatch(inputs, row_P, key_P % reach, query_T, column_T[flat_T], weight_T[flat_T])
