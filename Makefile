@@ -16,7 +16,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Headrace needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[dev]"
+	"$(BIN)/python" -m pip install --disable-pip-version-check -qq --constraint constraints.txt --editable ".[dev]"
 	@touch "$@"
 
 lint: setup ## ruff, its formatter, and the import contracts

@@ -1,5 +1,6 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,10 @@ Words = Annotated[
 ]
 Out = Annotated[
     Path | None, typer.Option(help="A .json file, or a folder for it, to write the result to.", show_default=False)
+]
+OptionalData = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of a log (Parquet) instead of synthetic sessions.", show_default=False),
 ]
 Data = Annotated[Path, typer.Option(help="Folder of the log (Parquet).", show_default=False)]
 
@@ -84,6 +89,8 @@ def run(words: Words = None) -> None:
         began_s = monotonic_s()
         from headrace.train import driver
 
+        for name, value in driver.RAY_ENVIRONMENT.items():  # before serving imports ray, which reads some of it then
+            os.environ.setdefault(name, value)
         serving = _serving(recipe)
         observer.phase("libraries loaded", monotonic_s() - began_s)
         code = driver.run(recipe, observer, serving)
@@ -111,7 +118,7 @@ def versions(
 
 
 @bench.command("train")
-def bench_train(data: Data, words: Words = None, device: str = "cpu", out: Out = None) -> None:
+def bench_train(words: Words = None, data: OptionalData = None, device: str = "cpu", out: Out = None) -> None:
     """Training throughput of one worker against a plain single-process PyTorch loop."""
     _bench("train", words, out, data=data, device=device)
 

@@ -24,6 +24,7 @@ def driver(monkeypatch):
     """A driver that notes what it is given; ``driver.outcome`` is what it returns or raises."""
     fake = types.ModuleType("headrace.train.driver")
     fake.outcome = 0
+    fake.RAY_ENVIRONMENT = {}
 
     def run(recipe, observer, serving):
         fake.recipe, fake.observer, fake.serving = recipe, observer, serving
