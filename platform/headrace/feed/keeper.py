@@ -90,6 +90,11 @@ class Keeper:
         return self._writer.state.num_cuts - 1
 
     @property
+    def num_known(self) -> int:
+        """Files that have been recorded, set-aside ones included."""
+        return len(self._known)
+
+    @property
     def backlog_rows(self) -> int:
         """Recorded rows that no cut has taken yet."""
         return self._writer.state.num_pending

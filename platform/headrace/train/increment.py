@@ -173,7 +173,7 @@ def _train(intake: Intake, taken: Taken, state: LearnerState, group: Group, incr
 def _remember(intake: Intake, state: LearnerState) -> None:
     """Rows that stay enter history; event ids that arrived are not to arrive again."""
     rows, kept_N = intake.rows, intake.kept_N
-    history = {
+    history: dict[str, NDArray[Any]] = {
         "key": intake.owner_N,
         "ts": rows.ts_N,
         "session": intake.session_N,
@@ -184,7 +184,7 @@ def _remember(intake: Intake, state: LearnerState) -> None:
     state.history.append({name: column[kept_N] for name, column in history.items()})
     if state.seen is not None:
         new_N = intake.fate_N != Fate.DUPLICATE
-        arrived = {"key": rows.event_N, "ts": rows.ts_N, "group": rows.group_N}
+        arrived: dict[str, NDArray[Any]] = {"key": rows.event_N, "ts": rows.ts_N, "group": rows.group_N}
         oldest_ms = state.watermark_ms - state.recipe.feed.duplicate_horizon_s * 1000
         state.seen.append({name: column[new_N] for name, column in arrived.items()}, oldest_ms)
 

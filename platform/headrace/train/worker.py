@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headrace.clock import monotonic_s
 from headrace.config.load import read_resolved
-from headrace.feed.stream import iter_cuts
+from headrace.feed.stream import StreamSpec, iter_cuts
 from headrace.store.arrays import dump_arrays, load_arrays
 from headrace.store.fence import Epoch
 from headrace.store.store import Store
@@ -33,6 +33,7 @@ class WorkerSpec:
 
     recipe_json: str
     epoch: Epoch
+    stream: StreamSpec
 
 
 class ProcessGroup:
@@ -79,6 +80,6 @@ def work(spec: WorkerSpec) -> None:
     dataset = ray.train.get_dataset_shard(f"feed-{group.rank}")
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     asked_s = monotonic_s()
-    for cut_rows in iter_cuts(batches):
+    for cut_rows in iter_cuts(batches, spec.stream):
         train_increment(cut_rows, state, group, committer, monotonic_s() - asked_s)
         asked_s = monotonic_s()

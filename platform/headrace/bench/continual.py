@@ -1,0 +1,147 @@
+"""``headrace bench continual``: the ADER protocol (Mi et al., RecSys 2020) through production's own increment.
+
+Each file of the log is a period. Cycle t tests on period t what was updated on period t - 1: that is what an increment
+scores before it trains. The protocol's queries are those with a known item in the context and a known target, ranked
+over all items seen so far. Imports neither ray nor wandb.
+"""
+
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace.bench.output import print_table
+from headrace.clock import monotonic_s
+from headrace.commit.manifest import Manifest
+from headrace.config.load import load_recipe
+from headrace.config.recipe import Recipe
+from headrace.errors import ConfigError
+from headrace.feed.keeper import Keeper
+from headrace.feed.landing import Landing
+from headrace.feed.ledger import LedgerReader, LedgerWriter
+from headrace.feed.rows import cut_rows
+from headrace.records import KEY_GROUPS, CutRows
+from headrace.store.fence import take_epoch
+from headrace.store.store import Store
+from headrace.train.committer import Committer
+from headrace.train.group import Solo
+from headrace.train.increment import train_increment
+from headrace.train.state import fresh
+
+METHODS: dict[str, tuple[str, ...]] = {"online": ()}
+"""What each name on the command line adds to the recipe, as overrides."""
+PUBLISHED = {
+    "ADER": {"recall@20": (49.45, 50.79, 51.23, 51.19), "mrr@20": (17.71, 18.18, 17.71)},
+    "joint": {"recall@20": (49.20, 50.43, 51.18, 51.20), "mrr@20": (17.65, 17.92, 17.76)},
+}
+"""Cycles 1, 2, .. in percent, from the paper's repository (doublemul/ADER)."""
+
+
+def run(
+    *,
+    data: Path,
+    methods: str = "online",
+    cycles: str = "1-4",
+    seeds: int = 1,
+    device: str = "cpu",
+    recipe: Path = Path("jobs/recipes/diginetica.toml"),
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run the protocol and print a row per cycle; the result maps each method to its rows, one per seed and cycle.
+
+    ``methods``: names joined by commas. ``cycles``: "1-4" or "16". Figures are shares, seconds and megabytes.
+    """
+    first, last = _cycles(cycles)
+    results: dict[str, Any] = {}
+    for method in methods.split(","):
+        if method not in METHODS:
+            raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        rows = []
+        for seed in range(1, seeds + 1):
+            words = [*METHODS[method], *overrides, f"seed={seed}", f"feed.path={data}"]
+            for row in _cycles_of(load_recipe([str(recipe)], words), data, last, torch.device(device)):
+                if row["cycle"] >= first:
+                    rows.append({"seed": seed, **row})
+                    _print(method, rows[-1:], header=len(rows) == 1)
+        results[method] = rows
+        print_table(f"{method}: mean of cycles {first} to {last}", _HEADER, [_cells("mean", _mean(rows))])
+    return results
+
+
+def _cycles_of(recipe: Recipe, data: Path, last: int, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Train period after period; a row for each that was tested before it was trained."""
+    group = Solo()
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        store = Store(folder)
+        epoch = take_epoch(store)
+        state, committer = fresh(recipe, group, device), Committer(store, epoch, group, keep=1)
+        trained_s = 0.0
+        for part in periods(recipe, store, LedgerWriter.open(store, epoch), data, last):
+            if part.cut.number == last:  # tested, and then there is nothing more to test
+                state.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 0})})
+            began_s = monotonic_s()
+            manifest = train_increment(part, state, group, committer)
+            if part.cut.number > 0:
+                yield _row(manifest, trained_s, monotonic_s() - began_s)
+            trained_s = manifest.envelope.seconds["train"]
+
+
+def periods(recipe: Recipe, store: Store, writer: LedgerWriter, data: Path, last: int) -> Iterator[CutRows]:
+    """Cuts 0 to ``last`` of the log's files, one each, through the feed's own ledger and rows."""
+    landing = Landing(str(data))
+    keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=last, cuts_ahead=last + 1)
+    while keeper.newest_cut < last:
+        polled = keeper.poll(monotonic_s(), -1)
+        if not (polled.unsettled or polled.shards):
+            raise ConfigError(f"{data} has {keeper.newest_cut + 1} periods; cycles up to {last} need {last + 1}")
+        for cut in polled.cuts:
+            yield cut_rows(LedgerReader(store, writer.epoch.number), cut, recipe.columns, range(KEY_GROUPS))
+
+
+def _row(manifest: Manifest, trained_s: float, seconds: float) -> dict[str, Any]:
+    metrics = manifest.facts["metrics"]
+    known = metrics["on_known"]
+    experts = [name for name in known if name not in ("live", "learner", "frozen")]
+    return {
+        "cycle": manifest.cut,
+        **known["neural"],
+        "train_s": trained_s,
+        "increment_s": seconds,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "queries": metrics["known"],
+        "blend": known["learner"],
+        "experts": {name: known[name] for name in experts},
+    }
+
+
+_HEADER = ("cycle", "queries", "R@20", "R@10", "MRR@20", "MRR@10", "R@100", "blend R@20", "blend MRR@20", "train s")
+
+
+def _cells(label: str, row: dict[str, Any]) -> list[str]:
+    own = [f"{100 * row[name]:.2f}" for name in ("recall@20", "recall@10", "mrr@20", "mrr@10", "recall@100")]
+    blend = [f"{100 * row['blend'][name]:.2f}" for name in ("recall@20", "mrr@20")]
+    return [label, f"{row['queries']:.0f}", *own, *blend, f"{row['train_s']:.1f}"]
+
+
+def _print(method: str, rows: list[dict[str, Any]], header: bool) -> None:
+    title = f"{method}: neural alone and the blend, ADER protocol, %" if header else None
+    print_table(title, _HEADER, [_cells(str(row["cycle"]), row) for row in rows], with_header=header)
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    plain = ("queries", "recall@20", "recall@10", "mrr@20", "mrr@10", "recall@100", "train_s")
+    blend = {name: mean([row["blend"][name] for row in rows]) for name in ("recall@20", "mrr@20")}
+    return {**{name: mean([row[name] for row in rows]) for name in plain}, "blend": blend}
+
+
+def _cycles(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not (first.isdigit() and (last.isdigit() or not dash)) or int(first) < 1:
+        raise ConfigError(f"--cycles {text!r}: write a number from 1 on, or a range such as 1-4")
+    return int(first), int(last) if dash else int(first)

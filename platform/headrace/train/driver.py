@@ -1,0 +1,327 @@
+"""Starts a run, keeps it going, and ends it cleanly: the process behind ``headrace run``.
+
+One worker group lives on and increments flow through it. When it or its controller dies, training begins again from the
+newest commit under a new epoch; nothing ever restarts into the middle of state, so Ray's own retries are off. Stopping
+is a record in the ledger, after which every rank's dataset ends: SIGTERM and Ctrl-C write it, and so does the end of a
+replayed log.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from headrace.clock import monotonic_s
+from headrace.config.load import dump_recipe
+from headrace.config.recipe import Recipe
+from headrace.errors import ConfigError, HeadraceError, TrainingError
+from headrace.feed.landing import Landing, ShardSource
+from headrace.feed.replayer import Replayer
+from headrace.feed.synthetic import SyntheticStream
+from headrace.store.fence import Epoch, StoreLock, take_epoch
+from headrace.store.store import Store
+from headrace.tracking.console import Observer
+from headrace.tracking.report import Answer
+from headrace.train.feeder import Feeder, LandingLog
+from headrace.train.follower import Follower
+
+_log = logging.getLogger(__name__)
+_WAIT_S = 0.1
+
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a dead worker is noticed
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # said explicitly: a local start would set it for this process anyway
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # feed/stream.py says why; read where ray.data is imported
+}
+
+
+class Serving(Protocol):
+    """Replicas that answer from the store, and a client that asks them. Handed in by the command line."""
+
+    def start(self, recipe: Recipe, run_dir: Path) -> str:
+        """Start replicas and client; returns the address. Ray is running; there may be no version yet."""
+        ...
+
+    def answers(self) -> Sequence[Answer]:
+        """What the client has met so far, earlier starts of this run included."""
+        ...
+
+    def stop(self) -> None:
+        """Let requests end, then stop both."""
+        ...
+
+
+def run(recipe: Recipe, observer: Observer, serving: Serving | None) -> int:
+    """Train until the stream ends or a signal comes; the exit code. HeadraceError when the run cannot go on."""
+    run_dir = Path(recipe.run.dir).expanduser().absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    recipe = _absolute(recipe, run_dir)
+    store = Store(recipe.store_uri)
+    with StoreLock(store), ExitStack() as stack:
+        (run_dir / "recipe.json").write_text(dump_recipe(recipe))
+        _log_to_file(run_dir / "run.log", stack)
+        return _Run(recipe, run_dir, store, observer, serving).go(stack)
+
+
+class _Run:
+    """What one call of ``run`` holds."""
+
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, store: Store, observer: Observer, serving: Serving | None
+    ) -> None:
+        self._recipe = recipe
+        self._run_dir = run_dir
+        self._store = store
+        self._observer = observer
+        self._serving = serving
+        self._landing = _landing(recipe, run_dir)
+        self._source = _source(recipe, self._landing)
+        self._landings = LandingLog(run_dir / "landings.jsonl")
+        self._feeder: Feeder | None = None
+        self._stopping = threading.Event()
+
+    def go(self, stack: ExitStack) -> int:
+        """Everything, in order of start; the stack undoes it backwards."""
+        stack.enter_context(_signals(self._ask_to_stop))
+        began_s = monotonic_s()
+        _start_ray(self._recipe, stack)
+        self._observer.phase("Ray started", monotonic_s() - began_s)
+        follower = Follower(
+            self._store,
+            self._run_dir / "report.json",
+            self._observer,
+            self._landings,
+            self._serving.answers if self._serving else list,
+            self._backlog,
+        )
+        follower.start()
+        try:
+            if self._serving is not None:
+                began_s = monotonic_s()
+                address = self._serving.start(self._recipe, self._run_dir)
+                self._observer.phase(f"replicas started at {address}", monotonic_s() - began_s)
+            self._supervise(follower)
+        finally:
+            if self._serving is not None:
+                self._serving.stop()
+            follower.close()
+        self._observer.finished(self._summary(follower))
+        return 0
+
+    def _supervise(self, follower: Follower) -> None:
+        """Start training, and start it again when it dies, until it ends of itself."""
+        failures, newest = 0, -1
+        while not self._stopping.is_set():
+            began_s = monotonic_s()
+            epoch = take_epoch(self._store)
+            feeder = Feeder(self._recipe, self._store, epoch, self._landing, self._source, self._landings)
+            self._feeder = feeder
+            follower.follow_epoch(epoch.number)
+            feeder.start()
+            fit = _Fit(self._recipe, self._run_dir, epoch, feeder.newest_commit)
+            error = self._watch(fit, feeder, follower, began_s)
+            feeder.close()
+            if error is None:
+                return
+            _log.error("training stopped after cut %d", feeder.newest_commit, exc_info=error)
+            if isinstance(error, HeadraceError):
+                raise error
+            failures = 1 if feeder.newest_commit > newest else failures + 1
+            newest = feeder.newest_commit
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            if failures > self._recipe.run.max_restarts:
+                raise TrainingError(
+                    f"training failed {failures} times after cut {newest} without a commit in between; the last time: "
+                    f"{reason}. The whole story is in {self._run_dir / 'run.log'}; the store is as that commit left it"
+                )
+            self._observer.notice(f"training stopped after cut {newest} ({reason}); it begins again from there")
+
+    def _watch(self, fit: "_Fit", feeder: Feeder, follower: Follower, began_s: float) -> Exception | None:
+        """Wait for the end of one ``fit``, whoever ends it; None where that was the end of the stream."""
+        told = False
+        fit.start()
+        while fit.is_alive():
+            fit.join(_WAIT_S)
+            if self._stopping.is_set():
+                feeder.stop()
+            if not told and feeder.newest_commit > fit.after_cut:
+                self._observer.phase("workers up, first increment committed", monotonic_s() - began_s)
+                told = True
+            if (error := feeder.error or follower.error) is not None:
+                return error
+        return _cause(fit.error)
+
+    def _ask_to_stop(self) -> None:
+        if self._stopping.is_set():
+            self._observer.notice("stopping at once; the newest commit stands")
+            os._exit(130)
+        self._observer.notice("stopping: the increment under way is finished first (once more: at once)")
+        self._stopping.set()
+
+    def _backlog(self) -> int:
+        if self._feeder is None:
+            return 0
+        return sum(landing.cut is None for landing in self._landings.records())
+
+    def _summary(self, follower: Follower) -> str:
+        manifests = follower.manifests
+        if not manifests:
+            return "ended before the first commit"
+        version = max((m.version for m in manifests if m.version is not None), default=None)
+        counters = manifests[-1].facts["counters"]
+        return (
+            f"{len(manifests)} increments, {counters['events_in']} events in, {counters['trained_once']} trained once, "
+            f"version {version}, state {manifests[-1].state_digest[:12]}\nreport: {self._run_dir / 'report.json'}"
+        )
+
+
+class _Fit(threading.Thread):
+    """One life of the worker group. A thread, so that signals and other threads' errors are noticed meanwhile."""
+
+    def __init__(self, recipe: Recipe, run_dir: Path, epoch: Epoch, after_cut: int) -> None:
+        super().__init__(name="fit", daemon=True)
+        self.after_cut = after_cut
+        self.error: Exception | None = None
+        self._recipe = recipe
+        self._run_dir = run_dir
+        self._epoch = epoch
+
+    def run(self) -> None:
+        """Runs in the thread: blocks until the stream ends or a worker dies."""
+        try:
+            self._trainer().fit()
+        except Exception as error:  # noqa: BLE001 (a thread's edge: the supervisor decides)
+            self.error = error
+
+    def _trainer(self) -> Any:  # noqa: ANN401 (ray's TorchTrainer, which is not typed)
+        from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from headrace.feed.stream import StreamSpec, make_dataset
+        from headrace.train.worker import WorkerSpec, work
+
+        run, feed = self._recipe.run, self._recipe.feed
+        stream = StreamSpec(
+            self._recipe.store_uri, self._epoch.number, self.after_cut, self._recipe.columns, feed.block_bytes
+        )
+        return TorchTrainer(
+            partial(work, WorkerSpec(dump_recipe(self._recipe), self._epoch, stream)),
+            scaling_config=ScalingConfig(num_workers=run.num_workers, use_gpu=run.use_gpu),
+            run_config=RunConfig(
+                name=f"{run.name}-{self._epoch.number}",
+                storage_path=str(self._run_dir / "train"),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
+            datasets={
+                f"feed-{rank}": partial(make_dataset, rank, run.num_workers, stream) for rank in range(run.num_workers)
+            },
+            dataset_config=DataConfig(datasets_to_split=[]),
+        )
+
+
+def _cause(error: Exception | None) -> Exception | None:
+    """Our own error inside those that Ray wraps around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HeadraceError):
+            return seen
+        for inner in getattr(seen, "worker_failures", {}).values():
+            if isinstance(found := _cause(inner), HeadraceError):
+                return found
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+def _absolute(recipe: Recipe, run_dir: Path) -> Recipe:
+    """Workers run in folders of their own, so every local path is made absolute once."""
+
+    def absolute(uri: str | None) -> str | None:
+        return uri if uri is None or "://" in uri else str(Path(uri).expanduser().absolute())
+
+    return recipe.model_copy(
+        update={
+            "run": recipe.run.model_copy(update={"dir": str(run_dir)}),
+            "feed": recipe.feed.model_copy(update={"path": absolute(recipe.feed.path)}),
+            "store": recipe.store.model_copy(update={"uri": absolute(recipe.store.uri)}),
+        }
+    )
+
+
+def _landing(recipe: Recipe, run_dir: Path) -> Landing:
+    feed = recipe.feed
+    if feed.replay is not None or feed.synthetic is not None:
+        return Landing(str(run_dir / "landing"))
+    if feed.path is None:
+        raise ConfigError("feed.path is not set: name the folder in which shards land, as in feed.path=/data/shards")
+    return Landing(feed.path)
+
+
+def _source(recipe: Recipe, landing: Landing) -> ShardSource | None:
+    feed = recipe.feed
+    if feed.synthetic is not None:
+        return SyntheticStream(feed.synthetic, recipe.seed, landing)
+    if feed.replay is None:
+        return None
+    if feed.path is None:
+        raise ConfigError("feed.path is not set: name the folder of the log to replay, as in feed.path=/data/globo")
+    if "://" not in feed.path and not Path(feed.path).is_dir():
+        raise ConfigError(f"feed.path={feed.path} is not a folder: name the folder of the log to replay")
+    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
+
+
+def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if recipe.run.ray_address == "local":
+        # an address in the environment is ignored on purpose: nobody joins a cluster by accident
+        ray.init(
+            address="local",
+            num_cpus=recipe.run.num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        ray.init(address=recipe.run.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    stack.callback(ray.shutdown)
+
+
+def _log_to_file(path: Path, stack: ExitStack) -> None:
+    """Ray's and our own log lines go to a file, not between the rows."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    stack.callback(root.removeHandler, handler)
+
+
+class _signals:  # noqa: N801 (reads as a function: ``with _signals(stop):``)
+    """SIGINT and SIGTERM call ``stop`` while the block runs; only where this is the main thread."""
+
+    def __init__(self, stop: Any) -> None:  # noqa: ANN401
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop()

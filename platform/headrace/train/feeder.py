@@ -1,0 +1,173 @@
+"""The driver's two threads that move the stream on.
+
+One lands shards, where the run has a source of its own; the other keeps the ledger and watches commits appear. Their
+logic is in feed/; what is here is waiting, and telling others.
+"""
+
+import json
+import threading
+from pathlib import Path
+
+from headrace.clock import monotonic_s
+from headrace.commit.chain import Chain
+from headrace.config.recipe import Recipe
+from headrace.errors import DataError
+from headrace.feed.entries import Shard
+from headrace.feed.keeper import Keeper
+from headrace.feed.landing import Landing, ShardSource
+from headrace.feed.ledger import LedgerWriter
+from headrace.records import Cut
+from headrace.store.fence import Epoch
+from headrace.store.store import Store
+from headrace.tracking.report import Landing as LandingRecord
+
+_SOURCE_POLL_S = 0.01
+
+
+class LandingLog:
+    """When each shard landed, in memory and beside the run, so that freshness survives a restart of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._landed: dict[str, tuple[float, int]] = {}
+        self._cut_of: dict[str, list[LandingRecord]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                name, landed_s, rows = json.loads(line)
+                self._landed[name] = (landed_s, rows)
+
+    def landed(self, name: str, landed_s: float, rows: int) -> None:
+        """A shard has landed; the first word on it counts."""
+        with self._lock:
+            if name not in self._landed:
+                self._landed[name] = (landed_s, rows)
+                with self._path.open("a") as file:
+                    file.write(json.dumps([name, landed_s, rows]) + "\n")
+
+    def cut(self, name: str, cut: int, rows: int) -> None:
+        """A cut has taken rows of this shard."""
+        with self._lock:
+            if name in self._landed:
+                record = LandingRecord(name, cut, rows, self._landed[name][0])
+                self._cut_of.setdefault(name, []).append(record)
+
+    def records(self) -> list[LandingRecord]:
+        """What landed and which cut took it; shards that wait have none."""
+        with self._lock:
+            waiting = [
+                LandingRecord(name, None, rows, landed_s)
+                for name, (landed_s, rows) in self._landed.items()
+                if name not in self._cut_of
+            ]
+            return [record for records in self._cut_of.values() for record in records] + waiting
+
+
+class Feeder:
+    """Feeds one epoch. ``start`` it, ask ``newest_commit``, and ``stop`` it; errors of its threads end in ``error``."""
+
+    def __init__(
+        self, recipe: Recipe, store: Store, epoch: Epoch, landing: Landing, source: ShardSource | None, log: LandingLog
+    ) -> None:
+        self._recipe = recipe
+        self._epoch = epoch.number
+        self._chain = Chain(store)
+        self._landing = landing
+        self._source = source
+        self._log = log
+        self._keeper = Keeper(
+            recipe.feed, recipe.columns, landing, LedgerWriter.open(store, epoch), last_cut=recipe.run.max_increments
+        )
+        latest = self._chain.latest()
+        self.newest_commit = latest.cut if latest else -1
+        """Cut of the newest commit; -1 before the first."""
+        self.newest_cut = self._keeper.newest_cut
+        self.backlog_rows = 0
+        """Rows that have landed and that no cut has taken yet."""
+        self.error: Exception | None = None
+        self.ended = False
+        """Everything that was to be trained has been committed, and the stop record is written."""
+        self._names: dict[int, str] = {}
+        self._stop = threading.Event()
+        self._closed = threading.Event()
+        self._threads = [threading.Thread(target=self._keep, name="ledger", daemon=True)]
+        if source is not None:
+            self._threads.append(threading.Thread(target=self._land, name="source", daemon=True))
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask for the end: every rank stops after the newest cut."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the threads, whatever the stream is doing."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _land(self) -> None:
+        assert self._source is not None
+        try:
+            while not (self._stop.is_set() or self._closed.is_set() or self._source.exhausted):
+                committed_files = self._keeper.settled_files(self.newest_commit)
+                for landed in self._source.step(monotonic_s(), committed_files):
+                    self._log.landed(landed.name, landed.landed_s, landed.num_rows)
+                self._closed.wait(_SOURCE_POLL_S)
+        except Exception as error:  # noqa: BLE001 (a thread's edge: the driver raises it)
+            self.error = self.error or error
+
+    def _keep(self) -> None:
+        try:
+            while not self._closed.is_set():
+                while self._chain.has(self.newest_commit + 1, self._epoch):
+                    self.newest_commit += 1
+                if not self.ended:
+                    self._poll()
+                self._closed.wait(self._recipe.feed.poll_s)
+        except Exception as error:  # noqa: BLE001 (a thread's edge: the driver raises it)
+            self.error = self.error or error
+
+    def _poll(self) -> None:
+        polled = self._keeper.poll(monotonic_s(), self.newest_commit)
+        for shard in polled.shards:
+            self._note_shard(shard)
+        for cut in polled.cuts:
+            self._note_cut(cut)
+        self.newest_cut = self._keeper.newest_cut
+        self.backlog_rows = self._keeper.backlog_rows
+        if self._stop.is_set() or (self.newest_commit >= self.newest_cut and self._is_over()):
+            self._keeper.stop()
+            self.ended = True
+
+    def _is_over(self) -> bool:
+        """Whether, with every cut committed, nothing more is to come."""
+        last = self._recipe.run.max_increments
+        if last is not None and self.newest_cut >= last:
+            return True
+        if self._source is None or not self._source.exhausted:
+            return False
+        landed, settled = self._landing.num_landed(), self._keeper.settled_files(self.newest_commit)
+        if landed == settled:
+            return True
+        if self.newest_cut < 0 and self._keeper.num_known == landed:
+            raise DataError(
+                f"the log has ended after {landed} shards, and the warm-up wants feed.warmup_shards="
+                f"{self._recipe.feed.warmup_shards} with rows: ask for fewer"
+            )
+        return False
+
+    def _note_shard(self, shard: Shard) -> None:
+        name = shard.uri.rsplit("/", 1)[-1]
+        self._names[shard.number] = name
+        if self._source is None:
+            seen_s = self._keeper.first_seen_s(shard.number)
+            self._log.landed(name, monotonic_s() if seen_s is None else seen_s, shard.num_rows)
+
+    def _note_cut(self, cut: Cut) -> None:
+        for part in cut.ranges:
+            if part.shard in self._names:
+                self._log.cut(self._names[part.shard], cut.number, part.stop - part.start)
