@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headrace.config.recipe import SasRecConfig
 from headrace.inputs.contexts import ModelInputs
+from headrace.models.dropout import Dropout
 
 
 class SasRec(nn.Module):
@@ -27,7 +28,7 @@ class SasRec(nn.Module):
         """A row for each distance; 0 is the event that asks itself."""
         self.start = nn.Parameter(torch.zeros(config.width))
         """What stands for a context without events."""
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
 
@@ -81,7 +82,7 @@ class Block(nn.Module):
         self.feed_norm = nn.LayerNorm(width)
         self.feed_in = nn.Linear(width, width)
         self.feed_out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, position_ZD: Tensor, mask: Tensor | None, last_only: bool) -> Tensor:
         """``(B, L, D)``, or ``(B, 1, D)`` where only the newest position is asked for. ``mask`` is added to scores."""
