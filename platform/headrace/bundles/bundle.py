@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headrace.blend.weights import Weights
+from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, SasRecConfig
@@ -139,6 +141,14 @@ class Loader:
         self._kept = {ref.sha256: arrays[name] for name, ref in refs.items()}
         return loaded
 
+    def load_ids(self, bundle: Bundle) -> list[Any]:
+        """The raw ids of its items, by number; reads the catalogue alone."""
+        refs = {name: ref for name, ref in bundle.parts.items() if name.startswith("catalogue/")}
+        arrays = {name: self._arrays(ref) for name, ref in refs.items()}
+        self._kept = {ref.sha256: arrays[name] for name, ref in refs.items()}
+        chunks = [arrays[name]["id"].tolist() for name in sorted(arrays) if name.startswith("catalogue/ids/")]
+        return [raw for chunk in chunks for raw in chunk]
+
     def _arrays(self, ref: PartRef) -> dict[str, NDArray[Any]]:
         if ref.sha256 not in self._kept:
             self.num_fetched += 1
@@ -162,10 +172,13 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
     catalogue = Catalogue.from_state(folder("catalogue"))
     if catalogue.num_slots > model.table.capacity or not bool(torch.isfinite(model.table.weight).all()):
         raise ValueError(f"{catalogue.num_slots} items for a table of {model.table.capacity} rows, or rows not finite")
+    eligible = catalogue.eligible(bundle.watermark_ms, alive_s)
+    if bundle.tombstones:
+        eligible = Eligible(np.setdiff1d(eligible.number_E, np.array(bundle.tombstones, dtype=np.int64)))
     recommender = Recommender(
         model,
         catalogue.slot_I,
-        catalogue.eligible(bundle.watermark_ms, alive_s),
+        eligible,
         load_experts(read_configs(bundle.recipe["experts"]), folder("experts")),
         Weights.from_mapping(bundle.weights),
         bundle.watermark_ms,

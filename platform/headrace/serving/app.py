@@ -1,0 +1,107 @@
+"""Starts and stops the Serve application on loopback, and the client that watches it."""
+
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from headrace.config.recipe import Recipe, ServeConfig
+from headrace.errors import ConfigError
+from headrace.serving.check import Checker
+from headrace.serving.client import Client, Exchange, StoreSessions
+from headrace.serving.deployment import Recall
+from headrace.store.store import Store
+
+APP = "headrace"
+
+
+def build(store_uri: str, config: ServeConfig) -> serve.Application:
+    """The application that answers from this store; nothing is started."""
+    deployment = serve.deployment(Recall).options(
+        name="recall",
+        num_replicas=config.num_replicas,
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=8 * config.max_batch,
+        max_queued_requests=config.max_queued,
+        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=5.0,
+    )
+    return deployment.bind(store_uri, config.poll_s, config.max_batch, config.batch_wait_s)
+
+
+def start(store_uri: str, config: ServeConfig) -> str:
+    """Start the application on a running Ray; its address once every replica is there.
+
+    ConfigError where the port is taken. There may be no version yet: then replicas answer 503.
+    """
+    port = _free_port(config.host, config.port)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": config.host, "port": port, "request_timeout_s": config.request_timeout_s},
+        logging_config=quiet,
+    )
+    serve.run(build(store_uri, config), name=APP, route_prefix="/", logging_config=quiet)
+    return f"http://{config.host}:{port}"
+
+
+def stop() -> None:
+    """Let requests end, then stop the application and Serve."""
+    serve.shutdown()
+
+
+class Serving:
+    """What ``headrace run`` serves with: the application, and a client that asks it all the while."""
+
+    def __init__(self) -> None:
+        self._client: Client | None = None
+        self._started = False
+
+    def start(self, recipe: Recipe, run_dir: Path) -> str:
+        """Start replicas and client on a running Ray; the address. The client waits for the first version."""
+        store_uri = str(recipe.store_uri)
+        address = start(store_uri, recipe.serve)
+        self._started = True
+        if recipe.serve.client_rps > 0:
+            store = Store(store_uri)
+            self._client = Client(
+                address,
+                StoreSessions(store, recipe.seed),
+                recipe.serve.client_rps,
+                run_dir / "requests.jsonl",
+                recipe.serve.num_replicas,
+                Checker(store),
+            )
+            self._client.start()
+        return address
+
+    def answers(self) -> Sequence[Exchange]:
+        """What the client has met so far, earlier starts of this run included."""
+        return [] if self._client is None else self._client.exchanges()
+
+    def stop(self) -> None:
+        """Let requests end, then stop client and replicas."""
+        if self._client is not None:
+            self._client.stop()
+        if self._started:
+            stop()
+            self._started = False
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, if nobody listens there; any free one for 0."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port = {port} on {host} cannot be had ({error.strerror}): another program listens there; "
+                "set serve.port to a free one, or serve.port=0 for any"
+            ) from error
+        return int(probe.getsockname()[1])

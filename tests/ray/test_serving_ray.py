@@ -1,0 +1,117 @@
+"""The application on a real Serve: swapped under load, refused in words."""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from serving_kit import publish_version
+
+from headrace.bundles.bundle import Loader
+from headrace.bundles.publish import read_bundle
+from headrace.clock import monotonic_s
+from headrace.config.recipe import ServeConfig
+from headrace.errors import HeadraceError
+from headrace.serving.check import mixed
+from headrace.serving.client import Connection, StoreSessions
+from headrace.store.fence import take_epoch
+from headrace.store.store import Store
+
+pytestmark = pytest.mark.ray
+
+ITEMS = [f"item-{number}" for number in range(500)]
+NUM_VERSIONS = 30
+
+
+@pytest.fixture(scope="module")
+def application(ray_cluster, tmp_path_factory):
+    from headrace.serving import app
+
+    store = Store(str(tmp_path_factory.mktemp("served") / "store"))
+    address = app.start(store.uri, ServeConfig(port=0, poll_s=0.02))
+    yield store, address
+    app.stop()
+
+
+def test_the_road_of_a_replica(application):
+    """One test, since a start of Serve is what costs: before a version, its errors, and thirty swaps under load."""
+    store, address = application
+    connection = Connection(address)
+
+    def call(method, path, body=None):
+        status, content = connection.call(method, path, body)
+        return status, json.loads(content)
+
+    assert call("GET", "/healthz")[0] == 200
+    status, content = call("POST", "/v1/recall", b'{"items": []}')
+    assert status == 503
+    assert "no version is published yet" in content["error"]
+
+    epoch = take_epoch(store)
+    publish_version(store, 1, ITEMS, epoch)
+    wait_for_version(call, 1)
+    status, content = call("POST", "/v1/recall", b'{"items": ["item-4", "nope"], "k": 3, "session_id": "s"}')
+    assert (status, content["version"], content["unknown"], content["fallback"]) == (200, 1, ["nope"], None)
+    assert len(content["items"]) == len(content["scores"]) == 3
+    assert content["replica"] == call("GET", "/v1/version")[1]["replica"]
+    assert "popular" in call("POST", "/v1/recall", b'{"items": []}')[1]["fallback"]
+
+    assert call("POST", "/v1/recall", b'{"items": 1}') == (
+        400,
+        {"error": '"items" is 1; send a list of item ids'},
+    )
+    assert call("DELETE", "/v1/recall")[0] == 405
+    assert call("GET", "/nothing")[0] == 404
+
+    met = swap_under_load(store, address, epoch, call)
+    assert [exchange for exchange in met if exchange[1] != 200] == []
+    responses = [(request, json.loads(content)) for request, _, content in met]
+    seen = {response["version"] for _, response in responses}
+    assert {1, NUM_VERSIONS} <= seen
+    assert len(seen) > NUM_VERSIONS // 2
+    loader, num_mixed = Loader(store), 0
+    for version in seen:
+        loaded = loader.load(read_bundle(store, version))
+        of_version = [(request, response) for request, response in responses if response["version"] == version]
+        num_mixed += sum(mixed(loaded, request, response) for request, response in of_version[:20])
+    assert num_mixed == 0
+
+
+def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):
+    from headrace.serving import app
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(HeadraceError, match=f"serve.port = {port}") as caught:
+            app.start(str(tmp_path), ServeConfig(port=port))
+        assert "serve.port=0" in str(caught.value)
+
+
+def wait_for_version(call, version):
+    until_s = monotonic_s() + 60
+    while call("GET", "/v1/version")[1]["version"] != version:
+        assert monotonic_s() < until_s, f"version {version} never came"
+
+
+def swap_under_load(store, address, epoch, call):
+    """Two clients ask while versions 2 to 30 are published one after the other; (request, status, body) of each."""
+    done = False
+
+    def ask(client):
+        connection, sessions, met = Connection(address), StoreSessions(store, client), []
+        while not done:
+            request = json.dumps({"items": sessions(len(met)), "k": 20}).encode()
+            met.append((request, *connection.call("POST", "/v1/recall", request)))
+        return met
+
+    with ThreadPoolExecutor(2) as threads:
+        clients = [threads.submit(ask, client) for client in range(2)]
+        try:
+            for version in range(2, NUM_VERSIONS + 1):
+                publish_version(store, version, ITEMS, epoch)
+                wait_for_version(call, version)
+        finally:
+            done = True
+        return [exchange for client in clients for exchange in client.result()]
