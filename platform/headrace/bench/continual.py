@@ -8,6 +8,7 @@ over all items seen so far. Imports neither ray nor wandb.
 import resource
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
-from headrace.records import KEY_GROUPS, CutRows
+from headrace.records import KEY_GROUPS, CutRows, hash64_array
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 from headrace.train.committer import Committer
@@ -98,7 +99,9 @@ def periods(recipe: Recipe, store: Store, writer: LedgerWriter, data: Path, last
         if not (polled.unsettled or polled.shards):
             raise ConfigError(f"{data} has {keeper.newest_cut + 1} periods; cycles up to {last} need {last + 1}")
         for cut in polled.cuts:
-            yield cut_rows(LedgerReader(store, writer.epoch.number), cut, recipe.columns, range(KEY_GROUPS))
+            part = cut_rows(LedgerReader(store, writer.epoch.number), cut, recipe.columns, range(KEY_GROUPS))
+            session_N = hash64_array(part.rows.session_N, "period", cut.number)  # the protocol splits sessions there
+            yield replace(part, rows=replace(part.rows, session_N=session_N))
 
 
 def _row(manifest: Manifest, trained_s: float, seconds: float) -> dict[str, Any]:

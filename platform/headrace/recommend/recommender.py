@@ -184,9 +184,10 @@ class Recommender:
             return
         contexts = newest(contexts.known(self.num_items), self.max_events)
         items_ED = self._items()
+        encoded_QD = encode(self.model, contexts, self._slot_I, self.max_events)
         for first in range(0, len(contexts), BLOCK):
             block = contexts.take(np.arange(first, min(first + BLOCK, len(contexts))))
-            query_QD = encode(self.model, block, self._slot_I, self.max_events)
+            query_QD = encoded_QD[first : first + BLOCK]
             padded_BD = torch.nn.functional.pad(query_QD, (0, 0, 0, BLOCK - len(block)))
             logits_QE = (self.model.query_side(padded_BD) @ items_ED.T)[: len(block)]
             highest_Q = logits_QE.amax(dim=1)

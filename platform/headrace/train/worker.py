@@ -37,7 +37,7 @@ class WorkerSpec:
 
 
 class ProcessGroup:
-    """A ``Group`` over torch.distributed: gradients by the device's backend, host arrays by a gloo group of their own."""
+    """A ``Group`` over torch.distributed: gradients by the device's backend, host arrays by a gloo group."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
