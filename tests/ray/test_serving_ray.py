@@ -1,17 +1,21 @@
 """The application on a real Serve: swapped under load, refused in words."""
 
 import json
+import runpy
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 from serving_kit import publish_version
 
 from headrace.bundles.bundle import Loader
 from headrace.bundles.publish import read_bundle
 from headrace.clock import monotonic_s
-from headrace.config.recipe import ServeConfig
+from headrace.config.recipe import Recipe, ServeConfig, StoreConfig
 from headrace.errors import HeadraceError
+from headrace.inputs.contexts import contexts_of
 from headrace.serving.check import mixed
 from headrace.serving.client import Connection, StoreSessions
 from headrace.store.fence import take_epoch
@@ -25,17 +29,20 @@ NUM_VERSIONS = 30
 
 @pytest.fixture(scope="module")
 def application(ray_cluster, tmp_path_factory):
-    from headrace.serving import app
+    from headrace.serving.app import Serving
 
-    store = Store(str(tmp_path_factory.mktemp("served") / "store"))
-    address = app.start(store.uri, ServeConfig(port=0, poll_s=0.02))
-    yield store, address
-    app.stop()
+    folder = tmp_path_factory.mktemp("served")
+    store = Store(str(folder / "store"))
+    serve = ServeConfig(port=0, poll_s=0.02, client_rps=20.0)
+    serving = Serving()
+    address = serving.start(Recipe(serve=serve, store=StoreConfig(uri=store.uri)), folder)
+    yield store, address, serving
+    serving.stop()
 
 
 def test_the_road_of_a_replica(application):
     """One test, since a start of Serve is what costs: before a version, its errors, and thirty swaps under load."""
-    store, address = application
+    store, address, serving = application
     connection = Connection(address)
 
     def call(method, path, body=None):
@@ -63,6 +70,8 @@ def test_the_road_of_a_replica(application):
     assert call("DELETE", "/v1/recall")[0] == 405
     assert call("GET", "/nothing")[0] == 404
 
+    check_agreement(store, call)
+
     met = swap_under_load(store, address, epoch, call)
     assert [exchange for exchange in met if exchange[1] != 200] == []
     responses = [(request, json.loads(content)) for request, _, content in met]
@@ -75,6 +84,9 @@ def test_the_road_of_a_replica(application):
         of_version = [(request, response) for request, response in responses if response["version"] == version]
         num_mixed += sum(mixed(loaded, request, response) for request, response in of_version[:20])
     assert num_mixed == 0
+    watched = serving.answers()
+    assert len(watched) > 0
+    assert not any(exchange.failed or exchange.mixed for exchange in watched)
 
 
 def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):
@@ -87,6 +99,31 @@ def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):
         with pytest.raises(HeadraceError, match=f"serve.port = {port}") as caught:
             app.start(str(tmp_path), ServeConfig(port=port))
         assert "serve.port=0" in str(caught.value)
+
+
+def test_the_import_target_builds_the_application(ray_cluster, tmp_path, monkeypatch):
+    target = runpy.run_path(str(Path(__file__).parents[2] / "serve" / "app.py"))["app"]
+    assert target({"store": str(tmp_path), "serve": {"num_replicas": 2}}) is not None
+    monkeypatch.delenv("HEADRACE_STORE", raising=False)
+    with pytest.raises(HeadraceError, match="HEADRACE_STORE"):
+        target({})
+
+
+def check_agreement(store, call):
+    """Over HTTP, one by one, and in evaluation's way, all at once: the same ids, and scores equal to the byte."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loaded = Loader(store).load(read_bundle(store, 1))
+    sessions = [StoreSessions(store, 9)(number) for number in range(20)]
+    numbers = [loaded.catalogue.numbers(np.array(session, dtype=object)).tolist() for session in sessions]
+    top = loaded.recommender.top(contexts_of(numbers, 10**12, loaded.recommender.max_events), 20)
+    torch.set_num_threads(before)
+    for row, session in enumerate(sessions):
+        served = call("POST", "/v1/recall", json.dumps({"items": session}).encode())[1]
+        assert served["items"] == loaded.catalogue.raw_ids(top.number_QK[row])
+        assert np.array(served["scores"], dtype=np.float32).tobytes() == top.score_QK[row].tobytes()
 
 
 def wait_for_version(call, version):

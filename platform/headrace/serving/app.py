@@ -3,15 +3,16 @@
 import logging
 import socket
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from headrace.config.recipe import Recipe, ServeConfig
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.serving.check import Checker
-from headrace.serving.client import Client, Exchange, StoreSessions
+from headrace.serving.client import Client, Connection, Exchange, StoreSessions
 from headrace.serving.deployment import Recall
 from headrace.store.store import Store
 
@@ -36,7 +37,8 @@ def build(store_uri: str, config: ServeConfig) -> serve.Application:
 def start(store_uri: str, config: ServeConfig) -> str:
     """Start the application on a running Ray; its address once every replica is there.
 
-    ConfigError where the port is taken. There may be no version yet: then replicas answer 503.
+    ConfigError where the port is taken, HeadraceError where somebody else answers there. There may be no version yet:
+    then replicas answer 503.
     """
     port = _free_port(config.host, config.port)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -47,7 +49,14 @@ def start(store_uri: str, config: ServeConfig) -> str:
         logging_config=quiet,
     )
     serve.run(build(store_uri, config), name=APP, route_prefix="/", logging_config=quiet)
-    return f"http://{config.host}:{port}"
+    address = f"http://{config.host}:{port}"
+    status, content = Connection(address).call("GET", "/healthz")
+    if status != HTTPStatus.OK:
+        raise HeadraceError(
+            f"{address}/healthz says {status}, {content.decode(errors='replace')[:200]!r}: it is not ours to serve on. "
+            "Where Serve already runs on this cluster, stop it first (serve shutdown); otherwise set serve.port"
+        )
+    return address
 
 
 def stop() -> None:

@@ -42,8 +42,12 @@ class Recall:
         self._closed.set()
 
     def _follow(self) -> None:
+        reported = None
         while not self._closed.wait(self._poll_s):
             try:
                 self._replica.refresh()
+                if self._replica.problem != reported and self._replica.problem is not None:
+                    _log.warning(self._replica.problem)
+                reported = self._replica.problem
             except Exception:  # noqa: BLE001 (the edge of the process: one bad version must not end the following of the next)
                 _log.exception("a new version could not be taken; the old one stays")

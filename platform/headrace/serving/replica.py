@@ -37,6 +37,11 @@ class Replica:
         self._recent: deque[Question] = deque(maxlen=_RECENT)
         self._num_swaps = 0
 
+    @property
+    def problem(self) -> str | None:
+        """What stands between this replica and the newest version, in words."""
+        return self._watcher.problem
+
     def refresh(self) -> bool:
         """Look at the pointer; load, warm and swap in what is new. Whether it did; a store that is away only waits."""
         bundle = self._watcher.poll()
@@ -69,7 +74,7 @@ class Replica:
                 "num_items": None if loaded is None else loaded.recommender.num_items,
                 "num_eligible": None if loaded is None else len(loaded.recommender.eligible),
                 "num_swaps": self._num_swaps,
-                "problem": self._watcher.problem,
+                "problem": self.problem,
                 "pid": os.getpid(),
             }
 
