@@ -9,6 +9,7 @@ replayed log.
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ from headrace.train.follower import Follower
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
+_LAST_ANSWER_S = 5.0
+"""How long the end of a run waits for the client to meet the last version."""
 
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a dead worker is noticed
@@ -40,7 +43,6 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # said explicitly: a local start would set it for this process anyway
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # feed/stream.py says why; read where ray.data is imported
 }
 
@@ -92,9 +94,9 @@ class _Run:
 
     def go(self, stack: ExitStack) -> int:
         """Everything, in order of start; the stack undoes it backwards."""
-        stack.enter_context(_signals(self._ask_to_stop))
         began_s = monotonic_s()
         _start_ray(self._recipe, stack)
+        stack.enter_context(_signals(self._ask_to_stop))  # after Ray, which takes SIGTERM for itself
         self._observer.phase("Ray started", monotonic_s() - began_s)
         follower = Follower(
             self._store,
@@ -111,6 +113,7 @@ class _Run:
                 address = self._serving.start(self._recipe, self._run_dir)
                 self._observer.phase(f"replicas started at {address}", monotonic_s() - began_s)
             self._supervise(follower)
+            follower.settle(_LAST_ANSWER_S)
         finally:
             if self._serving is not None:
                 self._serving.stop()
@@ -299,12 +302,18 @@ def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
 
 
 def _log_to_file(path: Path, stack: ExitStack) -> None:
-    """Ray's and our own log lines go to a file, not between the rows."""
+    """Log lines go to a file, not between the rows; so does what Ray's C++ writes to standard error by itself."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     stack.callback(root.removeHandler, handler)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    assert handler.stream is not None
+    os.dup2(handler.stream.fileno(), 2)
+    stack.callback(os.close, terminal)
+    stack.callback(os.dup2, terminal, 2)
 
 
 class _signals:  # noqa: N801 (reads as a function: ``with _signals(stop):``)

@@ -55,6 +55,12 @@ class Follower:
         """Begin."""
         self._thread.start()
 
+    def settle(self, patience_s: float) -> None:
+        """Wait until every row is printed, its freshness known, for at most ``patience_s``."""
+        end_s = monotonic_s() + patience_s
+        while self._waiting and monotonic_s() < end_s and self._thread.is_alive():
+            self._closed.wait(_POLL_S)
+
     def close(self) -> None:
         """Print what waits, write the last report, end."""
         self._closed.set()

@@ -1,0 +1,133 @@
+"""A run as its user meets it: killed, stopped, started again; what it ends with does not depend on any of that."""
+
+import json
+import random
+import shutil
+import urllib.request
+from pathlib import Path
+
+import pytest
+from run_kit import Run
+
+from headrace.commit.manifest import Manifest
+from headrace.feed.ledger import LedgerReader
+from headrace.store.store import Store
+
+RECIPE = Path(__file__).resolve().parents[2] / "jobs" / "recipes" / "quickstart.toml"
+LAST = 40
+WORDS = [
+    str(RECIPE),
+    "feed.synthetic.warmup_events=2000",
+    "feed.synthetic.shard_interval_s=0.2",
+    f"run.max_increments={LAST}",
+    "train.warmup_epochs=1",
+    "serve.port=0",
+    "serve.client_rps=20",
+]
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run of 40 increments in three starts: killed at a random one, stopped with SIGTERM, then to its end."""
+    folder = tmp_path_factory.mktemp("disturbed") / "run"
+    with Run(folder, WORDS) as run:
+        run.until_commit(random.Random().randint(2, 8))
+        run.kill()
+    with Run(folder, WORDS) as run:
+        run.until_commit(14)
+        assert run.terminate() == 0, run.output()[-3000:]
+    with Run(folder, WORDS) as run:
+        assert run.finish() == 0, run.output()[-3000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(disturbed: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same, never disturbed, over a copy of the ledger, cuts included."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    for part in ("ledger", "epochs"):
+        shutil.copytree(disturbed.dir / "store" / part, folder / "store" / part)
+    with Run(folder, [*WORDS, "serve.enabled=false"]) as run:
+        assert run.finish() == 0, run.output()[-3000:]
+    return run
+
+
+def test_killed_or_not_the_state_is_the_same(disturbed: Run, undisturbed: Run) -> None:
+    killed, whole = disturbed.manifests(), undisturbed.manifests()
+    assert [m.cut for m in killed] == [m.cut for m in whole] == list(range(LAST + 1))
+    assert {m.facts["world"] for m in killed} == {2}
+    assert [m.state_digest for m in killed] == [m.state_digest for m in whole]
+    assert len({m.envelope.epoch for m in killed}) == 3
+
+
+def test_the_conservation_law_holds_at_every_commit(disturbed: Run) -> None:
+    for manifest in disturbed.manifests():
+        counters = dict(manifest.facts["counters"])
+        assert counters.pop("events_in") == sum(counters.values()), manifest.cut
+
+
+def test_sigterm_ends_all_ranks_after_the_same_cut(disturbed: Run) -> None:
+    manifests = disturbed.manifests()
+    reader = LedgerReader(Store(str(disturbed.dir / "store")))
+    assert reader.last_cut == LAST
+    by_epoch: dict[int, list[Manifest]] = {}
+    for manifest in manifests:
+        by_epoch.setdefault(manifest.envelope.epoch, []).append(manifest)
+    assert [m.cut for ms in by_epoch.values() for m in ms] == list(range(LAST + 1)), "each start went on where it stood"
+    assert "stopping" in disturbed.output()
+
+
+def test_nobody_waited_and_no_answer_mixed_versions(disturbed: Run) -> None:
+    report = json.loads((disturbed.dir / "report.json").read_text())
+    assert report["increments"] == LAST + 1
+    assert report["requests"]["total"] > 0
+    assert report["requests"]["failed"] == 0
+    assert report["requests"]["mixed_version"] == 0
+    assert len(report["versions_served"]) >= 30
+    assert len(report["recall_at_20"]["live"]) == LAST + 1
+    assert report["recall_at_20"]["live"][0] is None
+    assert report["freshness_s"]["p50"] is not None
+
+
+def test_the_rows_say_what_happened(disturbed: Run) -> None:
+    output = disturbed.output()
+    assert "Traceback" not in output
+    for word in ("cut", "live", "frozen", "fresh", "version", "failed"):
+        assert word in output
+
+
+def test_a_second_trainer_on_the_same_store_is_refused_in_words_and_a_dead_worker_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Run(folder, [*WORDS, "run.max_increments=6", "serve.port=0"]) as run:
+        run.until_commit(1)
+        with Run(folder, [*WORDS, "run.max_increments=6"]) as second:
+            assert second.finish() == 2
+        assert "another trainer" in run.output()
+        address = next(word for word in run.output().split() if word.startswith("http://127.0.0.1"))
+        with urllib.request.urlopen(f"{address}/v1/version") as answer:
+            assert json.load(answer)["version"] >= 1
+        kill_a_worker(run)
+        assert run.finish() == 0, run.output()[-3000:]
+        assert "begins again" in run.output()
+        assert [m.cut for m in run.manifests()] == list(range(7))
+
+
+def kill_a_worker(run: Run) -> None:
+    """SIGKILL to one of this run's own training workers."""
+    import os
+    import signal
+
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            title = (entry / "cmdline").read_bytes()
+            group = os.getpgid(int(entry.name))
+        except (OSError, ProcessLookupError):
+            continue
+        if b"RayTrainWorker" in title and group == run.process.pid:
+            os.kill(int(entry.name), signal.SIGKILL)
+            return
+    raise AssertionError("no training worker of this run is alive")
