@@ -74,7 +74,7 @@ def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather)
     if max_queries is None:
         return queries
     draw_Q = hash64_array(queries.event_Q, seed, "queries")
-    smallest = np.sort(draw_Q)[:max_queries]
+    smallest = np.sort(draw_Q)[: max_queries + 1]  # one more, which the threshold is
     all_drawn = np.sort(np.concatenate([part["draw"] for part in gather({"draw": smallest})]))
     if len(all_drawn) <= max_queries:
         return queries

@@ -3,6 +3,7 @@
 A row is a line that is printed once and never redrawn, so that a log file reads as the terminal did.
 """
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Observer:
     """Prints what the driver tells it. Safe to call from several threads."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._lock = threading.RLock()
         self._began_s = monotonic_s()
         self._experts: tuple[str, ...] = ()

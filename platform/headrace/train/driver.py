@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -302,15 +302,19 @@ def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
 
 
 def _log_to_file(path: Path, stack: ExitStack) -> None:
-    """Log lines go to a file, not between the rows; so does what Ray's C++ writes to standard error by itself."""
+    """Log lines go to a file, not between the rows; so does what Ray itself prints, on either stream.
+
+    The observer holds the terminal's own stream since before.
+    """
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     stack.callback(root.removeHandler, handler)
+    assert handler.stream is not None
+    stack.enter_context(redirect_stdout(handler.stream))
     sys.stderr.flush()
     terminal = os.dup(2)
-    assert handler.stream is not None
     os.dup2(handler.stream.fileno(), 2)
     stack.callback(os.close, terminal)
     stack.callback(os.dup2, terminal, 2)
