@@ -133,6 +133,16 @@ def bench_freshness(
     _bench("freshness", words, out, seconds=seconds)
 
 
+@bench.command("feed")
+def bench_feed(
+    cuts: Annotated[int, typer.Option(min=2, help="How many, of each size.")] = 30,
+    rows: Annotated[str, typer.Option(help="Rows of a cut; several, separated by commas.")] = "200,20000",
+    out: Out = None,
+) -> None:
+    """Seconds from a shard's landing to its rows at the last of two ranks, through the ledger and Ray Data."""
+    _bench("feed", None, out, cuts=cuts, rows=rows)
+
+
 @bench.command("continual")
 def bench_continual(
     data: Data,

@@ -26,7 +26,12 @@ class Run:
         command = [sys.executable, "-m", "headrace.cli", "run", *words, f"run.dir={folder}"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # nobody joins a cluster by accident
             )
 
     def __enter__(self) -> "Run":

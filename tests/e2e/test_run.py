@@ -19,6 +19,7 @@ WORDS = [
     str(RECIPE),
     "feed.synthetic.warmup_events=2000",
     "feed.synthetic.shard_interval_s=0.2",
+    "feed.synthetic.num_shards=none",
     f"run.max_increments={LAST}",
     "train.warmup_epochs=1",
     "serve.port=0",

@@ -5,15 +5,20 @@ actors read as Train's workers do, each its own dataset; the keeper is polled as
 shard lands once the one before has arrived, at a phase of the poll that moves.
 """
 
+import logging
+import os
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from headrace.bench.output import print_table
 from headrace.clock import monotonic_s
 from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.feed.keeper import Keeper
@@ -23,6 +28,7 @@ from headrace.feed.stream import StreamSpec, iter_cuts, make_dataset
 from headrace.records import CutRows, generator
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
+from headrace.train import driver
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,23 @@ class _Rank:
             self._cuts = iter_cuts(batches, self._spec)
         arrived = next(self._cuts)
         return arrived.cut.number, len(arrived.rows), monotonic_s()
+
+
+def run(*, cuts: int = 30, rows: str = "200,20000") -> dict[str, Any]:
+    """Measure cuts of each of these sizes (joined by commas) on two ranks and print the table; figures in seconds."""
+    os.environ |= {name: value for name, value in driver.RAY_ENVIRONMENT.items() if name not in os.environ}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+            measured = [measure_latency(Path(folder) / size, int(size), cuts) for size in rows.split(",")]
+    finally:
+        ray.shutdown()
+    print_table(
+        "feed: from the landing of a shard to its rows at the last of two ranks",
+        ("rows a cut", "cuts", "p50 s", "p90 s", "max s"),
+        [[str(m.cut_rows), str(m.num_cuts), f"{m.p50_s:.3f}", f"{m.p90_s:.3f}", f"{m.max_s:.3f}"] for m in measured],
+    )
+    return {"latencies": [asdict(latency) for latency in measured]}
 
 
 def measure_latency(

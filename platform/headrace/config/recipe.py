@@ -300,6 +300,15 @@ class Recipe(Section):
             raise ValueError(f"experts need names of their own, other than neural and uniform; received {names}")
         return self
 
+    @model_validator(mode="after")
+    def _sets_need_users(self) -> "Recipe":
+        if self.inputs.sessions == "set" and (self.inputs.context != "user" or self.columns.user_id is None):
+            raise ValueError(
+                'inputs.sessions = "set" asks at a session\'s start, so its context is what the user did before: set '
+                'inputs.context = "user" and columns.user_id'
+            )
+        return self
+
     @property
     def store_uri(self) -> str:
         """Where the store lies."""

@@ -103,7 +103,7 @@ class _Run:
             self._run_dir / "report.json",
             self._observer,
             self._landings,
-            self._serving.answers if self._serving else list,
+            self._serving.answers if self._serving else None,
             self._backlog,
         )
         follower.start()

@@ -12,10 +12,10 @@ from headrace.clock import monotonic_s
 from headrace.commit.chain import Chain
 from headrace.config.recipe import Recipe
 from headrace.errors import DataError
-from headrace.feed.entries import Shard
+from headrace.feed.entries import Entry, Shard
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
-from headrace.feed.ledger import LedgerWriter
+from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.records import Cut
 from headrace.store.fence import Epoch
 from headrace.store.store import Store
@@ -48,9 +48,9 @@ class LandingLog:
     def cut(self, name: str, cut: int, rows: int) -> None:
         """A cut has taken rows of this shard."""
         with self._lock:
-            if name in self._landed:
-                record = LandingRecord(name, cut, rows, self._landed[name][0])
-                self._cut_of.setdefault(name, []).append(record)
+            known = self._cut_of.setdefault(name, [])
+            if name in self._landed and all(record.cut != cut for record in known):
+                known.append(LandingRecord(name, cut, rows, self._landed[name][0]))
 
     def records(self) -> list[LandingRecord]:
         """What landed and which cut took it; shards that wait have none."""
@@ -75,9 +75,8 @@ class Feeder:
         self._landing = landing
         self._source = source
         self._log = log
-        self._keeper = Keeper(
-            recipe.feed, recipe.columns, landing, LedgerWriter.open(store, epoch), last_cut=recipe.run.max_increments
-        )
+        writer = LedgerWriter.open(store, epoch)
+        self._keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=recipe.run.max_increments)
         latest = self._chain.latest()
         self.newest_commit = latest.cut if latest else -1
         """Cut of the newest commit; -1 before the first."""
@@ -88,6 +87,8 @@ class Feeder:
         self.ended = False
         """Everything that was to be trained has been committed, and the stop record is written."""
         self._names: dict[int, str] = {}
+        for entry in LedgerReader(store, epoch.number).entries():
+            self._note(entry)
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._keep, name="ledger", daemon=True)]
@@ -133,10 +134,9 @@ class Feeder:
 
     def _poll(self) -> None:
         polled = self._keeper.poll(monotonic_s(), self.newest_commit)
-        for shard in polled.shards:
-            self._note_shard(shard)
-        for cut in polled.cuts:
-            self._note_cut(cut)
+        recorded: list[Entry] = [*polled.shards, *polled.cuts]
+        for entry in recorded:
+            self._note(entry)
         self.newest_cut = self._keeper.newest_cut
         self.backlog_rows = self._keeper.backlog_rows
         if self._stop.is_set() or (self.newest_commit >= self.newest_cut and self._is_over()):
@@ -150,24 +150,23 @@ class Feeder:
             return True
         if self._source is None or not self._source.exhausted:
             return False
-        landed, settled = self._landing.num_landed(), self._keeper.settled_files(self.newest_commit)
-        if landed == settled:
-            return True
-        if self.newest_cut < 0 and self._keeper.num_known == landed:
+        if self._keeper.num_known < self._landing.num_landed():
+            return False
+        if self._keeper.backlog_rows and self.newest_cut < 0:
             raise DataError(
-                f"the log has ended after {landed} shards, and the warm-up wants feed.warmup_shards="
+                f"the log has ended after {self._keeper.num_known} shards, and the warm-up wants feed.warmup_shards="
                 f"{self._recipe.feed.warmup_shards} with rows: ask for fewer"
             )
-        return False
+        return self._keeper.backlog_rows == 0
 
-    def _note_shard(self, shard: Shard) -> None:
-        name = shard.uri.rsplit("/", 1)[-1]
-        self._names[shard.number] = name
-        if self._source is None:
-            seen_s = self._keeper.first_seen_s(shard.number)
-            self._log.landed(name, monotonic_s() if seen_s is None else seen_s, shard.num_rows)
-
-    def _note_cut(self, cut: Cut) -> None:
-        for part in cut.ranges:
-            if part.shard in self._names:
-                self._log.cut(self._names[part.shard], cut.number, part.stop - part.start)
+    def _note(self, entry: Entry) -> None:
+        """Tell the log which cut takes which shard, and when a shard of somebody else's landed."""
+        if isinstance(entry, Shard):
+            name = entry.uri.rsplit("/", 1)[-1]
+            self._names[entry.number] = name
+            seen_s = self._keeper.first_seen_s(entry.number)
+            if self._source is None and seen_s is not None:
+                self._log.landed(name, seen_s, entry.num_rows)
+        elif isinstance(entry, Cut):
+            for part in entry.ranges:
+                self._log.cut(self._names[part.shard], entry.number, part.stop - part.start)

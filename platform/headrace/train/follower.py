@@ -21,6 +21,7 @@ from headrace.train.feeder import LandingLog
 
 _POLL_S = 0.05
 _REPORT_SHARE = 0.02  # of the driver's time that may go into writing the report while the run goes on
+_MOST_WAITING = 2  # rows
 _RECENT = 200  # answers looked at for a row's freshness
 
 
@@ -33,14 +34,15 @@ class Follower:
         report: Path,
         observer: Observer,
         landings: LandingLog,
-        answers: Callable[[], Sequence[Answer]],
+        answers: Callable[[], Sequence[Answer]] | None,
         backlog: Callable[[], int],
     ) -> None:
         self._chain = Chain(store)
         self._report = report
         self._observer = observer
         self._landings = landings
-        self._answers = answers
+        self._is_asked = answers is not None
+        self._answers: Callable[[], Sequence[Answer]] = answers or list
         self._backlog = backlog
         self.manifests = self._chain.manifests()
         self._waiting: deque[Manifest] = deque()
@@ -105,7 +107,8 @@ class Follower:
         while self._waiting:
             manifest = self._waiting[0]
             freshness_s = self._freshness(manifest)
-            if not (everything or freshness_s is not None or manifest.version is None or len(self._waiting) > 2):
+            known = freshness_s is not None or manifest.version is None or not self._is_asked
+            if not (known or everything or len(self._waiting) > _MOST_WAITING):
                 return
             self._waiting.popleft()
             self._observer.increment(self._row(manifest, freshness_s))
