@@ -143,6 +143,20 @@ def bench_feed(
     _bench("feed", None, out, cuts=cuts, rows=rows)
 
 
+@bench.command("stream")
+def bench_stream(
+    data: Data,
+    words: Words = None,
+    increments: Annotated[
+        int | None, typer.Option(min=1, help="Cuts after the warm-up; all of the log by default.", show_default=False)
+    ] = None,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """A log in event time: what is served against what was never updated and against each expert; imports no Ray."""
+    _bench("stream", words, out, data=data, increments=increments, device=device)
+
+
 @bench.command("continual")
 def bench_continual(
     data: Data,

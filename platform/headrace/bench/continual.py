@@ -5,8 +5,6 @@ scores before it trains. The protocol's queries are those with a known item in t
 over all items seen so far. Imports neither ray nor wandb.
 """
 
-import resource
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,31 +12,17 @@ from typing import Any
 
 import torch
 
+from headrace.bench.offline import peak_mb, replay
 from headrace.bench.output import print_table
-from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
-from headrace.feed.keeper import Keeper
-from headrace.feed.landing import Landing
-from headrace.feed.ledger import LedgerReader, LedgerWriter
-from headrace.feed.rows import cut_rows
-from headrace.records import KEY_GROUPS, CutRows, hash64_array
-from headrace.store.fence import take_epoch
-from headrace.store.store import Store
-from headrace.train.committer import Committer
-from headrace.train.group import Solo
-from headrace.train.increment import train_increment
-from headrace.train.state import fresh
+from headrace.records import CutRows, hash64_array
+from headrace.train.state import LearnerState
 
 METHODS: dict[str, tuple[str, ...]] = {"online": ()}
 """What each name on the command line adds to the recipe, as overrides."""
-PUBLISHED = {
-    "ADER": {"recall@20": (49.45, 50.79, 51.23, 51.19), "mrr@20": (17.71, 18.18, 17.71)},
-    "joint": {"recall@20": (49.20, 50.43, 51.18, 51.20), "mrr@20": (17.65, 17.92, 17.76)},
-}
-"""Cycles 1, 2, .. in percent, from the paper's repository (doublemul/ADER)."""
 
 
 def run(
@@ -63,7 +47,7 @@ def run(
         rows = []
         for seed in range(1, seeds + 1):
             words = [*METHODS[method], *overrides, f"seed={seed}", f"feed.path={data}"]
-            for row in _cycles_of(load_recipe([str(recipe)], words), data, last, torch.device(device)):
+            for row in _cycles_of(load_recipe([str(recipe)], words), last, torch.device(device)):
                 if row["cycle"] >= first:
                     rows.append({"seed": seed, **row})
                     _print(method, rows[-1:], header=len(rows) == 1)
@@ -72,39 +56,25 @@ def run(
     return results
 
 
-def _cycles_of(recipe: Recipe, data: Path, last: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _cycles_of(recipe: Recipe, last: int, device: torch.device) -> Iterator[dict[str, Any]]:
     """Train period after period; a row for each that was tested before it was trained."""
-    group = Solo()
-    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        store = Store(folder)
-        epoch = take_epoch(store)
-        state, committer = fresh(recipe, group, device), Committer(store, epoch, group, keep=1)
-        trained_s = 0.0
-        for part in periods(recipe, store, LedgerWriter.open(store, epoch), data, last):
-            if part.cut.number == last:  # tested, and then there is nothing more to test
-                state.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 0})})
-            began_s = monotonic_s()
-            manifest = train_increment(part, state, group, committer)
-            if part.cut.number > 0:
-                yield _row(manifest, trained_s, monotonic_s() - began_s)
-            trained_s = manifest.envelope.seconds["train"]
+
+    def by_period(part: CutRows, state: LearnerState) -> CutRows:
+        if part.cut.number == last:  # tested, and then there is nothing more to test
+            state.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 0})})
+        session_N = hash64_array(part.rows.session_N, "period", part.cut.number)  # the protocol splits sessions there
+        return replace(part, rows=replace(part.rows, session_N=session_N))
+
+    trained_s, cut = 0.0, -1
+    for manifest in replay(recipe, device, last, by_period):
+        if manifest.cut > 0:
+            yield _row(manifest, trained_s)
+        trained_s, cut = manifest.envelope.seconds["train"], manifest.cut
+    if cut < last:
+        raise ConfigError(f"{recipe.feed.path} has {cut + 1} periods; cycles up to {last} need {last + 1}")
 
 
-def periods(recipe: Recipe, store: Store, writer: LedgerWriter, data: Path, last: int) -> Iterator[CutRows]:
-    """Cuts 0 to ``last`` of the log's files, one each, through the feed's own ledger and rows."""
-    landing = Landing(str(data))
-    keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=last, cuts_ahead=last + 1)
-    while keeper.newest_cut < last:
-        polled = keeper.poll(monotonic_s(), -1)
-        if not (polled.unsettled or polled.shards):
-            raise ConfigError(f"{data} has {keeper.newest_cut + 1} periods; cycles up to {last} need {last + 1}")
-        for cut in polled.cuts:
-            part = cut_rows(LedgerReader(store, writer.epoch.number), cut, recipe.columns, range(KEY_GROUPS))
-            session_N = hash64_array(part.rows.session_N, "period", cut.number)  # the protocol splits sessions there
-            yield replace(part, rows=replace(part.rows, session_N=session_N))
-
-
-def _row(manifest: Manifest, trained_s: float, seconds: float) -> dict[str, Any]:
+def _row(manifest: Manifest, trained_s: float) -> dict[str, Any]:
     metrics = manifest.facts["metrics"]
     known = metrics["on_known"]
     experts = [name for name in known if name not in ("live", "learner", "frozen")]
@@ -112,8 +82,8 @@ def _row(manifest: Manifest, trained_s: float, seconds: float) -> dict[str, Any]
         "cycle": manifest.cut,
         **known["neural"],
         "train_s": trained_s,
-        "increment_s": seconds,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "score_s": manifest.envelope.seconds["score"],
+        "peak_mb": peak_mb(),
         "queries": metrics["known"],
         "blend": known["learner"],
         "experts": {name: known[name] for name in experts},

@@ -1,0 +1,67 @@
+"""A log through production's own ledger, rows and increment in one process: what the science's benchmarks share.
+
+No Ray, no wandb: the same code as a run's, with a group of one, in a temporary folder.
+"""
+
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+
+import torch
+
+from headrace.clock import monotonic_s
+from headrace.commit.manifest import Manifest
+from headrace.config.recipe import Recipe
+from headrace.errors import ConfigError
+from headrace.feed.keeper import Keeper
+from headrace.feed.landing import Landing
+from headrace.feed.ledger import LedgerReader, LedgerWriter
+from headrace.feed.replayer import Replayer
+from headrace.feed.rows import cut_rows
+from headrace.records import KEY_GROUPS, CutRows
+from headrace.store.fence import take_epoch
+from headrace.store.store import Store
+from headrace.train.committer import Committer
+from headrace.train.group import Solo
+from headrace.train.increment import train_increment
+from headrace.train.state import LearnerState, fresh
+
+
+def replay(
+    recipe: Recipe,
+    device: torch.device,
+    last_cut: int | None = None,
+    change: Callable[[CutRows, LearnerState], CutRows] = lambda part, state: part,
+) -> Iterator[Manifest]:
+    """Replay ``feed.path`` as ``feed.replay`` says, increment after increment, up to ``last_cut``.
+
+    ``change`` sees each cut's rows before they are taken. ConfigError where there is nothing to replay.
+    """
+    if recipe.feed.replay is None or recipe.feed.path is None:
+        raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
+    group = Solo()
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        store, landing = Store(f"{folder}/store"), Landing(f"{folder}/landing")
+        epoch = take_epoch(store)
+        state, committer = fresh(recipe, group, device), Committer(store, epoch, group, keep=1)
+        writer = LedgerWriter.open(store, epoch)
+        reader = LedgerReader(store, epoch.number)
+        source = Replayer(
+            recipe.feed.replay, recipe.columns, Landing(recipe.feed.path), landing, recipe.feed.warmup_shards
+        )
+        keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=last_cut)
+        done = -1
+        while last_cut is None or done < last_cut:
+            landed = source.step(monotonic_s(), keeper.settled_files(done))
+            polled = keeper.poll(monotonic_s(), done)
+            if source.exhausted and not (landed or polled.unsettled or polled.shards or polled.cuts):
+                return
+            for cut in polled.cuts:
+                part = cut_rows(reader, cut, recipe.columns, range(KEY_GROUPS))
+                yield train_increment(change(part, state), state, group, committer)
+                done = cut.number
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
