@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from headrace.bench.offline import peak_mb, replay
 from headrace.bench.output import print_table
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
 from headrace.records import CutRows, hash64_array
+from headrace.train.offline import peak_mb, replay
 from headrace.train.state import LearnerState
 
 METHODS: dict[str, tuple[str, ...]] = {"online": ()}

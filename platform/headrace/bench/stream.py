@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.bench.offline import peak_mb, replay
 from headrace.bench.output import print_table
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
 from headrace.records import generator
+from headrace.train.offline import peak_mb, replay
 
 _RESAMPLES = 2000
 _EVERY = 50

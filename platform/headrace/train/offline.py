@@ -1,4 +1,4 @@
-"""A log through production's own ledger, rows and increment in one process: what the science's benchmarks share.
+"""A log through production's own ledger, rows and increment in one process: for benchmarks and a first look.
 
 No Ray, no wandb: the same code as a run's, with a group of one, in a temporary folder.
 """
