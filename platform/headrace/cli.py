@@ -1,6 +1,5 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from headrace import __version__
+from headrace import __version__, environment
 from headrace.errors import ConfigError, DataError, HeadraceError, StoreBusyError
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ def _root(
     ] = False,
 ) -> None:
     """The options of no command."""
+    environment.prepare()
 
 
 @app.command()
@@ -89,8 +89,6 @@ def run(words: Words = None) -> None:
         began_s = monotonic_s()
         from headrace.train import driver
 
-        for name, value in driver.RAY_ENVIRONMENT.items():  # before serving imports ray, which reads some of it then
-            os.environ.setdefault(name, value)
         serving = _serving(recipe)
         observer.phase("libraries loaded", monotonic_s() - began_s)
         code = driver.run(recipe, observer, serving)

@@ -6,7 +6,6 @@ shard lands once the one before has arrived, at a phase of the poll that moves.
 """
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ from headrace.feed.stream import StreamSpec, iter_cuts, make_dataset
 from headrace.records import CutRows, generator
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
-from headrace.train import driver
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,6 @@ class _Rank:
 
 def run(*, cuts: int = 30, rows: str = "200,20000") -> dict[str, Any]:
     """Measure cuts of each of these sizes (joined by commas) on two ranks and print the table; figures in seconds."""
-    os.environ |= {name: value for name, value in driver.RAY_ENVIRONMENT.items() if name not in os.environ}
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory(prefix="headrace-") as folder:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from headrace import environment
 from headrace.clock import monotonic_s
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe
@@ -36,15 +37,6 @@ _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
 _LAST_ANSWER_S = 5.0
 """How long the end of a run waits for the client to meet the last version."""
-
-RAY_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a dead worker is noticed
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # said explicitly: a local start would set it for this process anyway
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # feed/stream.py says why; read where ray.data is imported
-}
 
 
 class Serving(Protocol):
@@ -283,8 +275,7 @@ def _source(recipe: Recipe, landing: Landing) -> ShardSource | None:
 
 
 def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    environment.prepare()
     import ray
 
     if recipe.run.ray_address == "local":
