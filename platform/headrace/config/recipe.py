@@ -228,7 +228,7 @@ class EvaluationConfig(Section):
 
 
 class GateConfig(Section):
-    """Hard rules that stand before publication."""
+    """Hard rules that stand before publication, and the sequential test that follows it."""
 
     max_abs: PositiveFloat = 1e4
     """reject: an entry of weights or optimizer state beyond this, or not a number."""
@@ -242,7 +242,12 @@ class GateConfig(Section):
     """reject: one user's (else session's) share of the increment's events (increments of 100 events or more)."""
     num_probes: PositiveInt = 64
     max_holds: PositiveInt = 10
-    """Holds in a row before an alert."""
+    """After so many holds in a row the learner goes back to the trusted version."""
+    window: Annotated[int, Field(ge=0)] = 3
+    """A version is trusted after so many cuts on which it and its successors were not found worse than the one trusted
+    before. 0: no test; whatever is published is trusted."""
+    false_alarm: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.005
+    """Chance that a window rolls back a blend that is as good as trusted's; the same again for the neural expert."""
 
 
 class StoreConfig(Section):

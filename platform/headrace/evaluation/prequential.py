@@ -1,8 +1,9 @@
 """Score first, train after: the honest online metric.
 
 Every version that matters answers the queries of a cut before anything learns from it: live (what users get), frozen
-(what they would get had nothing been updated), the learner and each of its experts. Ranks of one group of queries are
-computed where the rows are and gathered, so that all ranks hold the same figures, in ledger order.
+(what they would get had nothing been updated), trusted (while live is compared to it), the learner and each of its
+experts. Ranks of one group of queries are computed where the rows are and gathered, so that all ranks hold the same
+figures, in ledger order.
 Shape legend: Q queries, R = Q + 1 offsets, T targets (flat), K voters.
 """
 
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 
 from headrace.blend.weights import per_query
 from headrace.evaluation.metrics import METRICS
+from headrace.evaluation.sequential import CONTESTS
 from headrace.inputs.contexts import Contexts, offsets, ranges
-from headrace.recommend.recommender import Recommender
+from headrace.recommend.recommender import BLEND, Judged, Recommender
 from headrace.records import hash64_array
 
 Arrays = Mapping[str, NDArray[Any]]
 Gather = Callable[[Arrays], list[Arrays]]
 """Every rank's arrays, in rank order, on every rank."""
+_COMPARED = METRICS["recall@20"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Scored:
     probability: dict[str, NDArray[np.float64]]
     """For each of the learner's experts, (Q,) in ledger order: the target's probability (mean over its eligible
     targets); nan where the expert abstained or no target was eligible."""
+    signs: Mapping[str, NDArray[np.int8]]
+    """Of the blend and the neural expert, (Q,) in ledger order: the sign of live's recall@20 less trusted's, which with
+    a single target is the difference of hits. Empty where trusted was not asked."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -87,30 +93,39 @@ def score(
     learner: Recommender,
     frozen: Recommender | None,
     gather: Gather,
+    trusted: Recommender | None = None,
 ) -> Scored:
     """Rank every query's targets with each version; figures are means over all ranks' queries."""
-    judged = learner.judge(queries.contexts, queries.target_T, queries.offset_R)
-    rank_of = {name: rank_T for name, rank_T in judged.rank.items() if name != "blend"}
-    rank_of["learner"] = judged.rank["blend"]
-    rank_of["live"] = rank_of["learner"] if live is learner else _blend_ranks(live, queries)
+    judged: dict[int, Judged] = {}
+
+    def judge(version: Recommender) -> Judged:
+        if id(version) not in judged:  # live is often the learner, and trusted may be frozen
+            judged[id(version)] = version.judge(queries.contexts, queries.target_T, queries.offset_R)
+        return judged[id(version)]
+
+    own = judge(learner)
+    rank_of = {name: rank_T for name, rank_T in own.rank.items() if name != BLEND}
+    rank_of["learner"], rank_of["live"] = own.rank[BLEND], judge(live).rank[BLEND]
     if frozen is not None:
-        rank_of["frozen"] = _blend_ranks(frozen, queries)
-    experts = list(judged.probability)
-    voters = list(rank_of)
+        rank_of["frozen"] = judge(frozen).rank[BLEND]
+    signs = _signs(judge(live), judge(trusted), queries.offset_R) if trusted is not None else {}
     mine: dict[str, NDArray[Any]] = {
         "shard": queries.shard_Q,
         "row": queries.row_Q,
         "length": np.diff(queries.offset_R),
         "known": _known(queries, learner),
         **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
-        **{f"p/{name}": p_Q for name, p_Q in per_query(judged.probability, queries.offset_R).items()},
+        **{f"p/{name}": p_Q for name, p_Q in per_query(own.probability, queries.offset_R).items()},
+        **{f"sign/{name}": sign_Q for name, sign_Q in signs.items()},
     }
-    return _summary(gather(mine), voters, experts)
+    return _summary(gather(mine), list(rank_of), list(own.probability), list(signs))
 
 
-def _blend_ranks(version: Recommender, queries: Queries) -> NDArray[np.int64]:
-    rank_T: NDArray[np.int64] = version.judge(queries.contexts, queries.target_T, queries.offset_R).rank["blend"]
-    return rank_T
+def _signs(live: Judged, trusted: Judged, offset_R: NDArray[np.int64]) -> dict[str, NDArray[np.int8]]:
+    return {
+        name: np.sign(_COMPARED(live.rank[name], offset_R) - _COMPARED(trusted.rank[name], offset_R)).astype(np.int8)
+        for name in CONTESTS
+    }
 
 
 def _known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
@@ -120,7 +135,7 @@ def _known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
     return np.asarray(context_Q & (np.add.reduceat(np.append(target_T, False), queries.offset_R[:-1]) > 0))
 
 
-def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[str]) -> Scored:
+def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[str], compared: Sequence[str]) -> Scored:
     shard_Q, row_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row"))
     order_Q = np.lexsort((row_Q, shard_Q))
     known_Q = np.concatenate([part["known"] for part in parts])[order_Q]
@@ -132,7 +147,8 @@ def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[s
         if known_Q.any():
             metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
     probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
-    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability)
+    signs = {name: np.concatenate([part[f"sign/{name}"] for part in parts])[order_Q] for name in compared}
+    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, signs)
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from headrace.store.store import PartRef, Store
 from headrace.train.group import Group
 from headrace.train.state import LearnerState
 
-_LAWFUL = ("late_set_aside", "deferred", "reverted")  # terms of the law that nothing here produces yet
+_LAWFUL = ("late_set_aside", "deferred")  # terms of the law that nothing here produces yet
 
 
 class Committer:
@@ -43,7 +43,7 @@ class Committer:
             return
         if state.published is not None:
             publish(self.store, bundle_of(state.published), self._epoch)
-        self._retention.start(self._chain.manifests(), {state.published.cut} if state.published else set())
+        self._retention.start(self._chain.manifests(), _pinned(state.published, state))
 
     def commit(
         self,
@@ -74,7 +74,7 @@ class Committer:
             if manifest.version is not None:
                 publish(self.store, bundle_of(manifest), self._epoch)
             live = manifest if manifest.version is not None else state.published
-            self._retention.add(manifest, {live.cut} if live else set())
+            self._retention.add(manifest, _pinned(live, state))
         state.commit = manifest
         return manifest
 
@@ -107,6 +107,11 @@ class Committer:
         return before[1]
 
 
+def _pinned(live: Manifest | None, state: LearnerState) -> set[int]:
+    """Commits that stay whatever their age: live, trusted, and the one that may be trusted next."""
+    return state.trial.needed | ({live.cut} if live else set())
+
+
 def conserve(rows: Mapping[str, int], cut: Cut) -> dict[str, int]:
     """The terms of the conservation law as of this cut; TrainingError where they do not add up.
 
@@ -119,6 +124,7 @@ def conserve(rows: Mapping[str, int], cut: Cut) -> dict[str, int]:
         "duplicate": rows["duplicate"] + cut.duplicate,
         "quarantined": rows["quarantined"] + cut.quarantined,
         "capped": rows["capped"],
+        "reverted": rows["reverted"],
         **dict.fromkeys(_LAWFUL, 0),
         "pending": cut.pending,
     }

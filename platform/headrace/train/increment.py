@@ -28,6 +28,7 @@ from headrace.train.committer import Committer
 from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
+from headrace.train.review import Review, review, rival
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
 
 
@@ -90,20 +91,28 @@ def train_increment(
     state.catalogue.admit(cut_rows.item_I)
     intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe)
     taken = _gather_taken(intake, group)
-    scored = _score(intake, state, group, cut.number)
+    scored = _score(intake, state, group, cut.number, committer.store)
+    reviewed = review(state, scored, committer.store) if scored is not None else Review()
     watch.lap("score")
     trained = _train(intake, taken, state, group, cut.number, warmup)
     watch.lap("train")
     candidate = state.recommender()
-    decision = _gate(state, candidate, intake, taken, trained, group, warmup)
+    decision = reviewed.explain(_gate(state, candidate, intake, taken, trained, group, reviewed, warmup))
     fates = dict(taken.fates)
     if decision.verdict == "reject":
         _go_back(state, committer.store, group, decision)
         candidate, fates = state.recommender(), {"quarantined": cut.num_rows}
+    else:
+        state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
     watch.lap("gate")
     state.rows = {fate: count + fates.get(fate, 0) for fate, count in state.rows.items()}
-    state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
-    figures = {"events": cut.num_rows, "fates": fates, "metrics": _metrics(scored), "training": trained.facts()}
+    figures = {
+        "events": cut.num_rows,
+        "fates": fates,
+        "metrics": _metrics(scored),
+        "training": trained.facts(),
+        "review": reviewed.facts(decision.verdict),
+    }
     manifest = committer.commit(state, decision, figures, cut, watch.seconds)
     _note_versions(state, candidate, manifest, committer.store)
     return manifest
@@ -130,15 +139,15 @@ def _gather_taken(intake: Intake, group: Group) -> Taken:
     )
 
 
-def _score(intake: Intake, state: LearnerState, group: Group, increment: int) -> Scored | None:
-    """Before anything learns from the cut: figures of live, frozen and learner, and the blend's new weights."""
+def _score(intake: Intake, state: LearnerState, group: Group, increment: int, store: Store) -> Scored | None:
+    """Before anything learns from the cut: figures of every version that matters, and the blend's new weights."""
     recipe = state.recipe
     if state.learner is None or state.live is None:
         return None
     asked = questions.queries(intake, recipe.inputs)
     asked = sample(asked, recipe.evaluation.max_queries, recipe.seed, group.gather)
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
-    scored = score(asked, state.live, state.learner, frozen, group.gather)
+    scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
     if scored.num_queries:
         moved = update(state.weights, scored.probability, recipe.blend.eta, recipe.blend.share)
         state.weights = moved.weights
@@ -202,6 +211,7 @@ def _gate(
     taken: Taken,
     trained: Trained,
     group: Group,
+    reviewed: Review,
     warmup: bool,
 ) -> Decision:
     """The verdict on the candidate; the warm-up also draws the probes that versions are compared on."""
@@ -220,7 +230,7 @@ def _gate(
         finite=finite,
         max_abs=max_abs,
         update_ratio=trained.update_ratio,
-        churn=_churn(state, candidate) if finite else None,
+        churn=_churn(state, candidate) if finite and not reviewed.alarms else None,
         num_events=len(taken.number_N),
         max_item_events=int(per_item.max(initial=0)),
         max_user_events=taken.max_user_events,
@@ -247,12 +257,14 @@ def _note_versions(state: LearnerState, candidate: Recommender, manifest: Manife
     if manifest.verdict == "publish":
         state.live, state.published = candidate, manifest
         if state.frozen is None:
-            state.frozen = load_version(store, manifest)
+            state.frozen = load_version(store, manifest, state.step.device)
         state.note_live()
     elif manifest.verdict == "reject" and was_learner:
         state.live = candidate
     elif was_learner and state.published is not None:
-        state.live = load_version(store, state.published)
+        state.live = load_version(store, state.published, state.step.device)
+    known = state.versions | ({state.published.cut: state.published} if state.published else {})
+    state.versions = {cut: known[cut] for cut in known if cut in state.trial.needed or known[cut] is state.published}
 
 
 def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision) -> None:
@@ -263,7 +275,7 @@ def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision
             "Check the first shards and the recipe's learning rate"
         )
     before = restore(store, state.commit, state.recipe, group, state.step.device)
-    for name in ("published", "live_top_PK", "learner", "live", "frozen"):
+    for name in ("published", "live_top_PK", "learner", "live", "frozen", "versions", "loaded_trusted"):
         setattr(before, name, getattr(state, name))
     state.__dict__.update(before.__dict__)
 

@@ -4,7 +4,6 @@ Model, optimizer, methods, catalogue, experts and weights are the same on every 
 each rank's own, by key group. A rank count other than the commit's is fine: rows are dealt out again by group.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
+from headrace.evaluation.sequential import Trial
 from headrace.experts.base import Expert
 from headrace.experts.build import build_experts, load_experts
 from headrace.history.segments import SegmentLog
@@ -30,7 +30,7 @@ from headrace.models.build import build_model, load_model, model_parts
 from headrace.objectives.softmax import build_objective
 from headrace.recommend.recommender import Recommender
 from headrace.store.arrays import load_arrays
-from headrace.store.store import PartRef, Store
+from headrace.store.store import Store
 from headrace.train.group import Group
 from headrace.train.intake import HISTORY_COLUMNS, Fate
 from headrace.train.step import TrainStep
@@ -62,8 +62,12 @@ class LearnerState:
     """Of the newest bundle; 0 before the first."""
     num_holds: int = 0
     """Holds in a row."""
-    rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "quarantined": 0})
+    rows: dict[str, int] = field(
+        default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "quarantined": 0, "reverted": 0}
+    )
     """Rows of all cuts so far, by fate."""
+    trial: Trial = field(default_factory=Trial)
+    """Which commit is trusted, and the sequential test of those after it."""
     commit: Manifest | None = None
     """The newest commit; None before the warm-up."""
     published: Manifest | None = None
@@ -76,6 +80,10 @@ class LearnerState:
     """What is served; the very ``learner`` where its newest commit was published."""
     frozen: Recommender | None = None
     """The warm-up's commit; None before it, and where it is never asked."""
+    versions: dict[int, Manifest] = field(default_factory=dict)
+    """By cut: the published commits that the trial may yet go back to, and live."""
+    loaded_trusted: tuple[int, Recommender] | None = None
+    """The trusted version, by cut, once it has been asked."""
 
     @property
     def model(self) -> RecallModel:
@@ -136,6 +144,7 @@ class LearnerState:
             "last_version": self.version,
             "num_holds": self.num_holds,
             "rows": dict(self.rows),
+            "trial": self.trial.state(),
         }
 
 
@@ -162,48 +171,62 @@ def resume(store: Store, recipe: Recipe, group: Group, device: torch.device) -> 
         return fresh(recipe, group, device)
     state = restore(store, manifests[-1], recipe, group, device)
     state.learner = state.recommender()
-    published = [manifest for manifest in manifests if manifest.verdict == "publish"]
+    published = {manifest.cut: manifest for manifest in manifests if manifest.verdict == "publish"}
     if published:
-        state.published = published[-1]
-        state.live = state.learner if manifests[-1].verdict == "publish" else load_version(store, published[-1])
-        state.frozen = load_version(store, published[0])
+        state.published = published[max(published)]
+        is_live = manifests[-1].verdict == "publish"
+        state.live = state.learner if is_live else load_version(store, state.published, device)
+        state.frozen = load_version(store, published[min(published)], device)
+        state.versions = {cut: published[cut] for cut in state.trial.needed | {state.published.cut}}
         state.note_live()
     return state
 
 
-def load_version(store: Store, manifest: Manifest) -> Recommender:
+def load_version(store: Store, manifest: Manifest, device: torch.device) -> Recommender:
     """What a published commit answers with, apart from the learner's own memory."""
-    return load_bundle(store, bundle_of(manifest)).recommender
+    return load_bundle(store, bundle_of(manifest), str(device)).recommender
 
 
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
     """The learner exactly as this commit left it."""
-
-    def folder(prefix: str, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, dict[str, NDArray[Any]]]:
-        refs: Mapping[str, PartRef] = manifest.folder(prefix)
-        return {name: load_arrays(store.get_part(ref)) for name, ref in sorted(refs.items()) if wanted(name)}
-
     facts = manifest.facts
     state = fresh(recipe, group, device)
-    model = load_model(recipe.model, recipe.inputs.max_events, folder("model")).to(device)
-    state.step = TrainStep(model, state.step.objective, state.methods, recipe.train, group, recipe.seed)
-    state.step.load({f"optimizer/{name}": part for name, part in folder("optimizer").items()})
-    for name, arrays in folder("methods").items():
-        next(m for c, m in zip(recipe.methods, state.methods, strict=True) if c.kind == name).load_state_dict(arrays)
-    state.catalogue = Catalogue.from_state(folder("catalogue"))
-    state.experts = load_experts(recipe.experts, folder("experts"))
-    state.weights = Weights.from_mapping(facts["weights"])
-    _deal(state.history, folder("history"), facts["world"], group)
+    load_learner(state, store, manifest)
+    state.catalogue = Catalogue.from_state(_read(store, manifest, "catalogue"))
+    state.experts = load_experts(recipe.experts, _read(store, manifest, "experts"))
+    _deal(state.history, _read(store, manifest, "history"), facts["world"], group)
     if state.seen is not None:
-        _deal(state.seen, folder("seen"), facts["world"], group)
+        _deal(state.seen, _read(store, manifest, "seen"), facts["world"], group)
     if "probes" in manifest.parts:
         state.probes = Contexts(**load_arrays(store.get_part(manifest.parts["probes"])))
     state.watermark_ms = facts["watermark_ms"]
     state.version = facts["last_version"]
     state.num_holds = facts["num_holds"]
     state.rows = dict(facts["rows"])
+    state.trial = Trial.from_state(facts["trial"])
     state.commit = manifest
     return state
+
+
+def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
+    """Model, optimizer, methods and blend weights as this commit left them; everything else in ``state`` stays.
+
+    The table has the commit's capacity until ``TrainStep.begin_increment`` grows it again: rows of items that are
+    younger than the commit then start afresh.
+    """
+    recipe = state.recipe
+    state.methods = build_methods(recipe.methods)
+    for name, arrays in _read(store, manifest, "methods").items():
+        next(m for c, m in zip(recipe.methods, state.methods, strict=True) if c.kind == name).load_state_dict(arrays)
+    model = load_model(recipe.model, recipe.inputs.max_events, _read(store, manifest, "model")).to(state.step.device)
+    state.step = TrainStep(model, state.step.objective, state.methods, recipe.train, state.step.group, recipe.seed)
+    optimizer = _read(store, manifest, "optimizer")
+    state.step.load({f"optimizer/{name}": part for name, part in optimizer.items()})
+    state.weights = Weights.from_mapping(manifest.facts["weights"])
+
+
+def _read(store: Store, manifest: Manifest, prefix: str) -> Parts:
+    return {name: load_arrays(store.get_part(ref)) for name, ref in sorted(manifest.folder(prefix).items())}
 
 
 def _deal(log: SegmentLog, parts: Parts, world: int, group: Group) -> None:

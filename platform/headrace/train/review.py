@@ -1,0 +1,116 @@
+"""After a cut was scored, before it is trained: whether the learner may go on from where it stands.
+
+Evidence of the cut's queries is added to the trial of what is live (evaluation/sequential.py). When it says that live
+is worse than the trusted version, or when nothing could be published for long, the learner goes back: model, optimizer,
+methods and blend weights become the trusted commit's. Counters, catalogue, history, seen event ids and the position in
+the ledger stay, since counting is exact whatever the model does. The increment then goes on, and its own commit and
+bundle are the roll back. All inputs are alike on every rank, and so is the outcome.
+"""
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from headrace.commit.manifest import Verdict
+from headrace.evaluation.gate import Decision
+from headrace.evaluation.prequential import Scored
+from headrace.evaluation.sequential import Trial
+from headrace.recommend.recommender import Recommender
+from headrace.store.store import Store
+from headrace.train.state import LearnerState, load_learner, load_version
+
+_log = logging.getLogger(__name__)
+_NAMES = {"blend": "live", "neural": "its neural expert"}
+
+
+@dataclass(frozen=True)
+class Review:
+    """What came of it, alike on every rank. Made by ``review``; read by the gate and the commit."""
+
+    trial: Trial = field(default_factory=Trial)
+    """With this cut's evidence, before anything restarted."""
+    compared: bool = False
+    """Whether trusted answered this cut's queries beside live."""
+    alarms: tuple[str, ...] = ()
+    """The contests that live lost."""
+    version: int | None = None
+    """That the learner went back to."""
+    num_reverted: int = 0
+    """Rows whose training was lost by that."""
+    words: str = ""
+    """Why it went back."""
+
+    def explain(self, decision: Decision) -> Decision:
+        """The gate's decision, with the roll back before its reason; a rejection takes the roll back back, too."""
+        if self.version is None or decision.verdict == "reject":
+            return decision
+        return replace(decision, reason=f"{self.words}; {decision.reason}")
+
+    def facts(self, verdict: Verdict) -> dict[str, Any]:
+        """Plain JSON for the commit: this cut's evidence, whatever the trial is afterwards."""
+        went_back = self.version is not None and verdict != "reject"
+        tallies = self.trial.tallies.items() if self.compared else ()
+        return {
+            "trusted": self.trial.trusted,
+            "opened": self.trial.opened,
+            "window_cut": self.trial.cuts if self.compared else None,
+            "e_values": {name: tally.e_value for name, tally in tallies},
+            "worse_better": {name: [tally.worse, tally.better] for name, tally in tallies},
+            "alarms": list(self.alarms),
+            "rolled_back_to": self.version if went_back else None,
+            "reverted": self.num_reverted if went_back else 0,
+        }
+
+
+def rival(state: LearnerState, store: Store) -> Recommender | None:
+    """The trusted version, if it is to answer beside live; None where it is live itself, or the test is off.
+
+    It is read from the store once, when it is first asked.
+    """
+    trusted = state.trial.trusted
+    if state.published is None or state.published.cut == trusted or not state.recipe.gate.window:
+        return None
+    if trusted == 0:
+        return state.frozen
+    if state.loaded_trusted is None or state.loaded_trusted[0] != trusted:
+        state.loaded_trusted = trusted, load_version(store, state.versions[trusted], state.step.device)
+    return state.loaded_trusted[1]
+
+
+def review(state: LearnerState, scored: Scored, store: Store) -> Review:
+    """Move the trial on by this cut; on alarm, or after too many holds, the learner goes back to the trusted commit."""
+    assert state.published is not None
+    gate, live = state.recipe.gate, state.published.cut
+    compared = bool(scored.signs)
+    trial = state.trial.add(live, scored.signs) if compared else state.trial
+    alarms = trial.alarms(gate.false_alarm) if compared else ()
+    if alarms or state.num_holds >= gate.max_holds:
+        words = _lost(trial, alarms) if alarms else f"{state.num_holds} increments in a row were held"
+        return _go_back(state, store, Review(trial, compared, alarms, words=words))
+    state.trial = trial.settled(gate.window) if gate.window else Trial(live)
+    return Review(trial, compared)
+
+
+def _go_back(state: LearnerState, store: Store, found: Review) -> Review:
+    trusted = state.versions[found.trial.trusted]
+    num_reverted = state.rows["trained"] - trusted.facts["rows"]["trained"]
+    load_learner(state, store, trusted)
+    state.rows["trained"] -= num_reverted
+    state.rows["reverted"] += num_reverted
+    state.trial = found.trial.restarted()
+    state.num_holds = 0
+    words = f"rolled back to version {trusted.version}: {found.words}"
+    if state.step.group.rank == 0:
+        _log.warning("%s; %d rows lost their training", words, num_reverted)
+    return replace(found, version=trusted.version, num_reverted=num_reverted, words=words)
+
+
+def _lost(trial: Trial, alarms: tuple[str, ...]) -> str:
+    found = []
+    for name in alarms:
+        tally = trial.tallies[name]
+        found.append(
+            f"{_NAMES[name]}'s recall@20 is below trusted's on {tally.worse} of {tally.queries} queries and above on "
+            f"{tally.better}, e = {tally.e_value:.3g}"
+        )
+    return "; ".join(found)
