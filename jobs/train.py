@@ -1,6 +1,6 @@
 """Ray job entry point: `ray job submit --working-dir . -- python jobs/train.py RECIPE.toml a.b=c ...`.
 
-The job's own cluster is joined, whatever the recipe says.
+The job's own cluster is joined, whatever the recipe says. Its image must hold the package on every node.
 """
 
 import sys

@@ -63,6 +63,11 @@ class Run:
         self.process.terminate()
         return self.process.wait(PATIENCE_S)
 
+    def interrupt(self) -> int:
+        """Ctrl-C: SIGINT to the whole process group, as a terminal sends it; the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(PATIENCE_S)
+
     def finish(self) -> int:
         """Wait for the end; the exit code."""
         return self.process.wait(PATIENCE_S)

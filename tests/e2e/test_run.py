@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from run_kit import Run
 
+from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.feed.ledger import LedgerReader
 from headrace.store.store import Store
@@ -101,8 +102,8 @@ def test_the_rows_say_what_happened(disturbed: Run) -> None:
         assert word in output
 
 
-def test_a_dead_worker_is_replaced_and_a_second_trainer_refused_in_words(tmp_path: Path) -> None:
-    folder, words = tmp_path / "run", [*WORDS, "run.max_increments=8"]
+def test_a_dead_worker_is_replaced_a_second_trainer_refused_and_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
+    folder, words = tmp_path / "run", [*WORDS, "run.max_increments=none"]
     with Run(folder, words) as run:
         run.until_commit(1)
         os.kill(training_workers(run)[0], signal.SIGKILL)
@@ -112,10 +113,14 @@ def test_a_dead_worker_is_replaced_and_a_second_trainer_refused_in_words(tmp_pat
         address = next(word for word in run.output().split() if word.startswith("http://127.0.0.1"))
         with urllib.request.urlopen(f"{address}/v1/version") as answer:  # replicas go on without a trainer
             assert json.load(answer)["version"] >= 1
-        assert run.finish() == 0, run.output()[-3000:]
-    assert "begins again" in run.output()
-    assert [m.cut for m in run.manifests()] == list(range(9))
-    assert len({m.envelope.epoch for m in run.manifests()}) == 2
+        run.until(lambda: "begins again" in run.output(), "the next start")
+        run.until_commit(max(cut for cut, _ in Chain(run.store).names()) + 2)
+        assert run.interrupt() == 0, run.output()[-3000:]
+    manifests = run.manifests()
+    assert [m.cut for m in manifests] == list(range(len(manifests)))
+    assert len({m.envelope.epoch for m in manifests}) == 2
+    assert "stopping" in run.output()
+    assert "Traceback" not in run.output()
     assert json.loads((folder / "report.json").read_text())["requests"]["failed"] == 0
 
 

@@ -52,6 +52,13 @@ class Replayer:
 
         DataError when the log has no Parquet file or lacks a column.
         """
+        try:
+            return self._step(now_s, committed_files)
+        except Exception:
+            self._slices = self._next = None  # nothing is passed over: another start counts again what has landed
+            raise
+
+    def _step(self, now_s: float, committed_files: int) -> tuple[Landed, ...]:
         if self._slices is None:
             self._begin()
         landed = []

@@ -8,7 +8,6 @@ consumer's prefetch holds one more: it pushes the rows before it out of both, so
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from headrace import environment
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import StoreError
 from headrace.feed.ledger import LedgerReader
@@ -28,12 +28,9 @@ from headrace.feed.schema import rows_from_table
 from headrace.records import CutRows
 from headrace.store.store import Store
 
-RAY_ENV = {"RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0"}
-"""The environment that a process which iterates these datasets needs before it imports ray.data, so the driver sets it
-before it starts or joins Ray. By default Ray Data hands a finished block on only in the next turn of its loop, which
-waits a tenth of a second for more: half of all cuts then arrive that much later."""
-
-os.environ |= {name: value for name, value in RAY_ENV.items() if name not in os.environ}
+# By default Ray Data hands a finished block on only in the next turn of its loop, which waits a tenth of a second for
+# more: half of all cuts would arrive that much later. It is read as ray.data is imported, here or in the worker.
+environment.prepare()
 
 import ray.data  # noqa: E402
 from ray.data import DataContext  # noqa: E402

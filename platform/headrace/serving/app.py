@@ -71,6 +71,10 @@ class Serving:
         self._client: Client | None = None
         self._started = False
 
+    def check(self, recipe: Recipe) -> None:
+        """ConfigError where the port is taken, before Ray is started."""
+        _free_port(recipe.serve.host, recipe.serve.port)
+
     def start(self, recipe: Recipe, run_dir: Path) -> str:
         """Start replicas and client on a running Ray; the address. The client waits for the first version."""
         store_uri = str(recipe.store_uri)

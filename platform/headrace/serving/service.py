@@ -80,7 +80,8 @@ def parse(body: bytes) -> Question:
         raise RequestError(f"a body of {len(body)} bytes; send at most {MAX_BODY_BYTES}", 413)
     try:
         raw = json.loads(body)
-    except ValueError as error:
+        json.dumps(raw, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON and no text
+    except (ValueError, RecursionError) as error:
         example = '{"items": [1, 2], "k": 20}'
         raise RequestError(f"the body is not JSON ({error}); send something like {example}") from error
     if not isinstance(raw, dict):

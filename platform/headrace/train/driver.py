@@ -6,7 +6,9 @@ is a record in the ledger, after which every rank's dataset ends: SIGTERM and Ct
 replayed log.
 """
 
+import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -35,12 +37,18 @@ from headrace.train.follower import Follower
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
+_FIXED_SECTIONS = ("seed", "columns", "inputs", "model", "experts", "methods", "objective")
+_FIXED_FEED = ("path", "cut", "replay", "synthetic", "warmup_shards")
 _LAST_ANSWER_S = 5.0
 """How long the end of a run waits for the client to meet the last version."""
 
 
 class Serving(Protocol):
     """Replicas that answer from the store, and a client that asks them. Handed in by the command line."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Before anything is started: ConfigError where it could not be, such as for a port that is taken."""
+        ...
 
     def start(self, recipe: Recipe, run_dir: Path) -> str:
         """Start replicas and client; returns the address. Ray is running; there may be no version yet."""
@@ -58,33 +66,46 @@ class Serving(Protocol):
 def run(recipe: Recipe, observer: Observer, serving: Serving | None) -> int:
     """Train until the stream ends or a signal comes; the exit code. HeadraceError when the run cannot go on."""
     run_dir = Path(recipe.run.dir).expanduser().absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
     recipe = _absolute(recipe, run_dir)
+    landing = _landing(recipe, run_dir)
+    source = _source(recipe, landing)
+    _check_cpus(recipe)
+    if serving is not None:
+        serving.check(recipe)
+    run_dir.mkdir(parents=True, exist_ok=True)
     store = Store(recipe.store_uri)
     with StoreLock(store), ExitStack() as stack:
-        (run_dir / "recipe.json").write_text(dump_recipe(recipe))
+        _keep_recipe(run_dir / "recipe.json", recipe)
         _log_to_file(run_dir / "run.log", stack)
-        return _Run(recipe, run_dir, store, observer, serving).go(stack)
+        _Run(recipe, run_dir, store, observer, serving, landing, source).go(stack)
+    return 0
 
 
 class _Run:
     """What one call of ``run`` holds."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, store: Store, observer: Observer, serving: Serving | None
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        store: Store,
+        observer: Observer,
+        serving: Serving | None,
+        landing: Landing,
+        source: ShardSource | None,
     ) -> None:
         self._recipe = recipe
         self._run_dir = run_dir
         self._store = store
         self._observer = observer
         self._serving = serving
-        self._landing = _landing(recipe, run_dir)
-        self._source = _source(recipe, self._landing)
+        self._landing = landing
+        self._source = source
         self._landings = LandingLog(run_dir / "landings.jsonl")
         self._feeder: Feeder | None = None
         self._stopping = threading.Event()
 
-    def go(self, stack: ExitStack) -> int:
+    def go(self, stack: ExitStack) -> None:
         """Everything, in order of start; the stack undoes it backwards."""
         began_s = monotonic_s()
         _start_ray(self._recipe, stack)
@@ -99,19 +120,18 @@ class _Run:
             self._backlog,
         )
         follower.start()
-        try:
+        with ExitStack() as served:  # whatever happens, replicas end first and the last report is written
+            served.callback(follower.close)
             if self._serving is not None:
+                served.callback(self._serving.stop)
                 began_s = monotonic_s()
                 address = self._serving.start(self._recipe, self._run_dir)
                 self._observer.phase(f"replicas started at {address}", monotonic_s() - began_s)
+            if self._source is None and not self._landing.list_new(()):
+                self._observer.notice(f"waiting for the first shard in {self._landing.uri}")
             self._supervise(follower)
             follower.settle(_LAST_ANSWER_S)
-        finally:
-            if self._serving is not None:
-                self._serving.stop()
-            follower.close()
         self._observer.finished(self._summary(follower))
-        return 0
 
     def _supervise(self, follower: Follower) -> None:
         """Start training, and start it again when it dies, until it ends of itself."""
@@ -119,14 +139,26 @@ class _Run:
         while not self._stopping.is_set():
             began_s = monotonic_s()
             epoch = take_epoch(self._store)
-            feeder = Feeder(self._recipe, self._store, epoch, self._landing, self._source, self._landings)
+            feeder = Feeder(
+                self._recipe,
+                self._store,
+                epoch,
+                self._landing,
+                self._source,
+                self._landings,
+                self._observer.notice,
+            )
             self._feeder = feeder
             follower.follow_epoch(epoch.number)
             feeder.start()
             fit = _Fit(self._recipe, self._run_dir, epoch, feeder.newest_commit)
             error = self._watch(fit, feeder, follower, began_s)
             feeder.close()
-            if error is None:
+            if (
+                own := feeder.error or follower.error
+            ) is not None:  # ours, not a worker's: starting again mends nothing
+                raise own
+            if error is None or self._stopping.is_set():
                 return
             _log.error("training stopped after cut %d", feeder.newest_commit, exc_info=error)
             if isinstance(error, HeadraceError):
@@ -250,6 +282,40 @@ def _absolute(recipe: Recipe, run_dir: Path) -> Recipe:
             "store": recipe.store.model_copy(update={"uri": absolute(recipe.store.uri)}),
         }
     )
+
+
+def _keep_recipe(path: Path, recipe: Recipe) -> None:
+    """Save the resolved recipe beside the run; ConfigError where the run's state was made with another one."""
+    if path.exists():
+        before, now = (_fixed(json.loads(text)) for text in (path.read_text(), dump_recipe(recipe)))
+        if changed := [key for key in now if before.get(key) != now[key]]:
+            raise ConfigError(
+                f"{path.parent} holds a run with other settings ({', '.join(changed)}): its state cannot go on with "
+                "these. Give this run a folder of its own with run.dir=..., or use the settings in recipe.json"
+            )
+    path.write_text(dump_recipe(recipe))
+
+
+def _fixed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a run's state was made with, by key; the rest may change between two starts."""
+    fixed = {f"feed.{key}": recipe["feed"].get(key) for key in _FIXED_FEED}
+    for section in _FIXED_SECTIONS:
+        value = recipe[section]
+        fixed |= (
+            {f"{section}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {section: value}
+        )
+    return fixed
+
+
+def _check_cpus(recipe: Recipe) -> None:
+    run = recipe.run
+    replicas = recipe.serve.num_replicas if recipe.serve.enabled else 0
+    wanted = math.ceil(run.num_workers * 1.25) + replicas + 1
+    if run.ray_address == "local" and wanted > run.num_cpus:
+        raise ConfigError(
+            f"run.num_cpus={run.num_cpus} is too few for {run.num_workers} workers, their readers and {replicas} "
+            f"replicas: set run.num_cpus to {wanted} or more; they are logical, so more than the machine has is fine"
+        )
 
 
 def _landing(recipe: Recipe, run_dir: Path) -> Landing:

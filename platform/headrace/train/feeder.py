@@ -6,13 +6,14 @@ logic is in feed/; what is here is waiting, and telling others.
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from headrace.clock import monotonic_s
 from headrace.commit.chain import Chain
 from headrace.config.recipe import Recipe
 from headrace.errors import DataError
-from headrace.feed.entries import Entry, Shard
+from headrace.feed.entries import Entry, Quarantine, Shard
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -22,6 +23,7 @@ from headrace.store.store import Store
 from headrace.tracking.report import Landing as LandingRecord
 
 _SOURCE_POLL_S = 0.01
+_TOLD_FILES = 5
 
 
 class LandingLog:
@@ -31,11 +33,14 @@ class LandingLog:
         self._path = path
         self._lock = threading.Lock()
         self._landed: dict[str, tuple[float, int]] = {}
-        self._cut_of: dict[str, list[LandingRecord]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
+        self._taken: dict[int, dict[str, int]] = {}
+        """Rows by shard, by the cut that took them."""
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
                 name, landed_s, rows = json.loads(line)
-                self._landed[name] = (landed_s, rows)
+            except ValueError:  # a last line that a full disk or a kill cut short
+                continue
+            self._landed[name] = (landed_s, rows)
 
     def landed(self, name: str, landed_s: float, rows: int) -> None:
         """A shard has landed; the first word on it counts."""
@@ -46,28 +51,46 @@ class LandingLog:
                     file.write(json.dumps([name, landed_s, rows]) + "\n")
 
     def cut(self, name: str, cut: int, rows: int) -> None:
-        """A cut has taken rows of this shard."""
+        """A cut has taken rows of this shard; it may be told before the landing is."""
         with self._lock:
-            known = self._cut_of.setdefault(name, [])
-            if name in self._landed and all(record.cut != cut for record in known):
-                known.append(LandingRecord(name, cut, rows, self._landed[name][0]))
+            self._taken.setdefault(cut, {})[name] = rows
+
+    def of_cut(self, cut: int) -> list[LandingRecord]:
+        """The shards of one cut."""
+        with self._lock:
+            return self._of_cut(cut)
 
     def records(self) -> list[LandingRecord]:
         """What landed and which cut took it; shards that wait have none."""
         with self._lock:
+            taken = {name for rows_of in self._taken.values() for name in rows_of}
             waiting = [
                 LandingRecord(name, None, rows, landed_s)
                 for name, (landed_s, rows) in self._landed.items()
-                if name not in self._cut_of
+                if name not in taken
             ]
-            return [record for records in self._cut_of.values() for record in records] + waiting
+            return [record for cut in self._taken for record in self._of_cut(cut)] + waiting
+
+    def _of_cut(self, cut: int) -> list[LandingRecord]:
+        return [
+            LandingRecord(name, cut, rows, self._landed[name][0])
+            for name, rows in self._taken.get(cut, {}).items()
+            if name in self._landed
+        ]
 
 
 class Feeder:
     """Feeds one epoch. ``start`` it, ask ``newest_commit``, and ``stop`` it; errors of its threads end in ``error``."""
 
     def __init__(
-        self, recipe: Recipe, store: Store, epoch: Epoch, landing: Landing, source: ShardSource | None, log: LandingLog
+        self,
+        recipe: Recipe,
+        store: Store,
+        epoch: Epoch,
+        landing: Landing,
+        source: ShardSource | None,
+        log: LandingLog,
+        notice: Callable[[str], None],
     ) -> None:
         self._recipe = recipe
         self._epoch = epoch.number
@@ -75,6 +98,8 @@ class Feeder:
         self._landing = landing
         self._source = source
         self._log = log
+        self._notice = notice
+        self._told = 0
         writer = LedgerWriter.open(store, epoch)
         self._keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=recipe.run.max_increments)
         latest = self._chain.latest()
@@ -134,6 +159,8 @@ class Feeder:
 
     def _poll(self) -> None:
         polled = self._keeper.poll(monotonic_s(), self.newest_commit)
+        for aside in polled.quarantined:
+            self._tell(aside)
         recorded: list[Entry] = [*polled.shards, *polled.cuts]
         for entry in recorded:
             self._note(entry)
@@ -158,6 +185,14 @@ class Feeder:
                 f"{self._recipe.feed.warmup_shards} with rows: ask for fewer"
             )
         return self._keeper.backlog_rows == 0
+
+    def _tell(self, aside: Quarantine) -> None:
+        """The first few files that cannot be used are named on the terminal, all of them in the log."""
+        self._told += 1
+        if self._told <= _TOLD_FILES:
+            self._notice(f"{aside.uri} is set aside: {aside.reason}")
+        elif self._told == _TOLD_FILES + 1:
+            self._notice("further files that cannot be used are named in run.log only")
 
     def _note(self, entry: Entry) -> None:
         """Tell the log which cut takes which shard, and when a shard of somebody else's landed."""

@@ -49,6 +49,7 @@ class Follower:
         self._epoch = 0
         self._lock = threading.RLock()
         self._next_report_s = 0.0
+        self._report_due = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self.error: Exception | None = None
@@ -74,7 +75,8 @@ class Follower:
     def _follow(self) -> None:
         try:
             while not self._closed.wait(_POLL_S):
-                if self._read_new():
+                self._report_due |= self._read_new()
+                if self._report_due:
                     self._write_report()
                 self._print(everything=False)
         except Exception as error:  # noqa: BLE001 (a thread's edge: the driver raises it)
@@ -82,9 +84,10 @@ class Follower:
 
     def follow_epoch(self, epoch: int) -> None:
         """Training has started again; what the epoch before committed last is read by one listing."""
-        after = self._newest
-        self._add([self._chain.read(cut, older) for cut, older in self._chain.names() if cut > after])
-        self._epoch = epoch
+        with self._lock:
+            after = self._newest
+            self._add([self._chain.read(cut, older) for cut, older in self._chain.names() if cut > after])
+            self._epoch = epoch
 
     @property
     def _newest(self) -> int:
@@ -115,7 +118,7 @@ class Follower:
 
     def _freshness(self, manifest: Manifest) -> float | None:
         """Event-weighted median over the cut's shards; None while some replica has not answered with it."""
-        landings = [landing for landing in self._landings.records() if landing.cut == manifest.cut]
+        landings = self._landings.of_cut(manifest.cut)
         answers = self._answers()[-_RECENT:]
         if not landings or not answers:
             return None
@@ -153,4 +156,5 @@ class Follower:
             return
         landings = self._landings.records()
         write_report(self._report, build_report(self.manifests, self._answers(), landings, now_s=began_s))
+        self._report_due = False
         self._next_report_s = began_s + (monotonic_s() - began_s) / _REPORT_SHARE

@@ -35,7 +35,7 @@ def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
     """The training examples of this rank's trained rows; ``shape`` is "prefixes" or "sessions" (one pass)."""
     wanted_N = intake.trained_N & intake.rows.target_N
     if config.sessions == "set":
-        index_T, offset_R, as_of_S = _sets(intake, wanted_N)
+        index_T, offset_R, as_of_S = _sets(intake, wanted_N & ~intake.opened_N)
         contexts = _contexts(intake, index_T[offset_R[:-1]], as_of_S, config)
         sequence_T = np.repeat(np.arange(len(as_of_S)), np.diff(offset_R))
         return _examples(intake, contexts, sequence_T, np.zeros(len(index_T), dtype=np.int64), index_T)

@@ -66,15 +66,27 @@ def _bytes(part: Tensor, size: int) -> bytes:
     return array.tobytes()
 
 
+def repeatable() -> None:
+    """Sums of repeated rows in one order, also with several threads."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every entry is written before it is read
+
+
 def work(spec: WorkerSpec) -> None:
     """Train increments until the rank's dataset ends (a stop record in the ledger)."""
     recipe = read_resolved(spec.recipe_json)
     os.nice(recipe.run.nice)
     torch.set_num_threads(recipe.run.torch_threads)
+    repeatable()
     group = ProcessGroup()
     store = Store(recipe.store_uri)
     device = ray.train.torch.get_device()
     state = resume(store, recipe, group, device)
+    newest = state.commit.cut if state.commit else -1
+    if newest != spec.stream.after_cut:  # an older run's last marker came late: begin again from there
+        raise RuntimeError(
+            f"the newest commit is that of cut {newest}, and rows begin after cut {spec.stream.after_cut}"
+        )
     committer = Committer(store, spec.epoch, group, recipe.store.keep)
     committer.start(state)
     dataset = ray.train.get_dataset_shard(f"feed-{group.rank}")

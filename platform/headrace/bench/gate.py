@@ -1,0 +1,167 @@
+"""``headrace bench gate``: what the sequential test costs on clean data, and how soon it sees an increment gone wrong.
+
+Clean: increments as they come; every roll back is a false alarm. Poisoned: in every so many-th increment the item ids
+are permuted among its rows, so that every label is wrong while counts, shares and norms look as ever. Counted are the
+cuts from the poisoned one to the one that begins by rolling back: 1 is the least, since a version must be live to be
+compared. An increment that the hard rules reject is none of the test's business, and is told apart.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.bench.output import print_table
+from headrace.commit.manifest import Manifest
+from headrace.config.load import load_recipe
+from headrace.config.recipe import Recipe, ReplayConfig
+from headrace.errors import ConfigError
+from headrace.evaluation.sequential import CONTESTS
+from headrace.feed.landing import Landing, shard_name
+from headrace.feed.synthetic import shard_events
+from headrace.records import CutRows, generator
+from headrace.train.offline import replay
+from headrace.train.state import LearnerState
+
+_SETTLED = 20
+"""Increments after the warm-up before the first poisoned one."""
+
+
+def run(
+    *,
+    increments: int = 1000,
+    poisons: int = 20,
+    every: int = 10,
+    data: Path | None = None,
+    device: str = "cpu",
+    recipe: Path = Path("jobs/recipes/quickstart.toml"),
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure ``increments`` clean ones, then ``poisons`` poisoned ones, ``every`` so many-th; 0 leaves a part out.
+
+    ``data`` is a log that the recipe replays; without one, the recipe's synthetic stream.
+    """
+    made = load_recipe([str(recipe)], list(overrides))
+    result: dict[str, Any] = {"window": made.gate.window, "false_alarm": made.gate.false_alarm}
+    with tempfile.TemporaryDirectory(prefix="headrace-gate-") as folder:
+        if increments:
+            source = _source(made, data, folder, increments)
+            clean = list(replay(source, torch.device(device), increments))
+            result["clean"] = _clean(clean)
+        if poisons:
+            last = _SETTLED + poisons * every
+            source = _source(made, data, folder, last)
+
+            def poison(part: CutRows, _: LearnerState) -> CutRows:
+                return _permuted(part, made.seed) if _is_poisoned(part.cut.number, every) else part
+
+            result["poisoned"] = _poisoned(list(replay(source, torch.device(device), last, poison)), every)
+    _print(result)
+    return result
+
+
+def _source(made: Recipe, data: Path | None, folder: str, last_cut: int) -> Recipe:
+    """The recipe, with a log to replay, file by file where the stream is synthetic."""
+    evaluation = made.evaluation.model_copy(update={"frozen_every": 10**9})  # not asked for, and not cheap
+    if data is not None:
+        feed = made.feed.model_copy(update={"path": str(data)})
+        return made.model_copy(update={"feed": feed, "evaluation": evaluation})
+    if made.feed.synthetic is None:
+        raise ConfigError("the recipe has no [feed.synthetic]: name a log with --data")
+    landing = Landing(folder)
+    for index in range(landing.num_landed(), last_cut + 1):
+        landing.land(shard_name(index), shard_events(made.feed.synthetic, made.seed, index))
+    changed = {"path": folder, "cut": "shard", "synthetic": None, "replay": ReplayConfig(slice_s="file")}
+    return made.model_copy(update={"feed": made.feed.model_copy(update=changed), "evaluation": evaluation})
+
+
+def _is_poisoned(cut: int, every: int) -> bool:
+    return cut >= _SETTLED and (cut - _SETTLED) % every == 0
+
+
+def _permuted(part: CutRows, seed: int) -> CutRows:
+    """The same rows with item ids dealt out anew."""
+    order_N = generator(seed, "poison", part.cut.number).permutation(len(part.rows))
+    rows = dataclasses.replace(part.rows, item_N=part.rows.item_N[order_N])
+    return dataclasses.replace(part, rows=rows)
+
+
+def _clean(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    reviews = [m.facts["review"] for m in manifests if m.facts["review"]["e_values"]]
+    alarms = [name for found in reviews for name in found["alarms"]]
+    windows = sum(found["window_cut"] == 1 for found in reviews)
+    return {
+        "increments": len(manifests) - 1,
+        "compared": len(reviews),
+        "queries": _mean_queries(manifests),
+        "windows": windows,
+        "rolled_back": sum(bool(found["alarms"]) for found in reviews),
+        "alarms": {name: alarms.count(name) for name in CONTESTS},
+        "highest_e": {name: max((found["e_values"][name] for found in reviews), default=1.0) for name in CONTESTS},
+        "verdicts": {
+            verdict: sum(m.verdict == verdict for m in manifests) for verdict in ("publish", "hold", "reject")
+        },
+        "neural_recall_at_20": float(np.mean([_neural(m) for m in manifests if m.facts["metrics"]["queries"]])),
+    }
+
+
+def _poisoned(manifests: Sequence[Manifest], every: int) -> dict[str, Any]:
+    cuts = {m.cut: m for m in manifests}
+    given = [cut for cut in cuts if _is_poisoned(cut, every) and cut + every in cuts]
+    rejected = [cut for cut in given if cuts[cut].verdict == "reject"]
+    delays: list[int | None] = []
+    by: list[list[str]] = []
+    lost, drops = [], []
+    for cut in sorted(set(given) - set(rejected)):
+        found = next((n for n in range(1, every + 1) if cuts[cut + n].facts["review"]["rolled_back_to"]), None)
+        delays.append(found)
+        by.append(cuts[cut + found].facts["review"]["alarms"] if found else [])
+        lost.append(cuts[cut + found].facts["review"]["reverted"] if found else 0)
+        drops.append(_neural(cuts[cut - 1]) - _neural(cuts[cut + 1]))
+    caught = [delay for delay in delays if delay is not None]
+    return {
+        "given": len(given),
+        "rejected_by_hard_rules": len(rejected),
+        "queries": _mean_queries(manifests),
+        "cuts_until_rolled_back": delays,
+        "caught_within": {str(n): sum(delay <= n for delay in caught) for n in (1, 3, every)},
+        "seen_by": {name: sum(name in names for names in by) for name in CONTESTS},
+        "rows_lost": float(np.mean(lost)) if lost else 0.0,
+        "neural_drop_at_20": float(np.mean(drops)) if drops else 0.0,
+    }
+
+
+def _neural(manifest: Manifest) -> float:
+    return float(manifest.facts["metrics"]["experts"]["neural"]["recall@20"])
+
+
+def _mean_queries(manifests: Sequence[Manifest]) -> float:
+    return float(np.mean([m.facts["metrics"]["queries"] for m in manifests[1:]]))
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = []
+    if clean := result.get("clean"):
+        share = clean["rolled_back"] / max(clean["windows"], 1)
+        rows += [
+            ["clean increments", str(clean["increments"])],
+            ["queries a cut", f"{clean['queries']:.0f}"],
+            ["windows", str(clean["windows"])],
+            ["false alarms", f"{clean['rolled_back']} ({share:.2%} of windows)"],
+            ["highest e, blend / neural", " / ".join(f"{clean['highest_e'][name]:.3g}" for name in CONTESTS)],
+        ]
+    if poisoned := result.get("poisoned"):
+        passed = len(poisoned["cuts_until_rolled_back"])
+        within = ", ".join(f"{count} in {n}" for n, count in poisoned["caught_within"].items())
+        rows += [
+            ["poisoned increments", str(poisoned["given"])],
+            ["rejected by hard rules", str(poisoned["rejected_by_hard_rules"])],
+            ["of the rest, neural R@20 lost", f"{100 * poisoned['neural_drop_at_20']:.1f} points"],
+            ["rolled back within cuts", f"{within} of {passed}"],
+            ["seen by blend / neural", " / ".join(str(poisoned["seen_by"][name]) for name in CONTESTS)],
+        ]
+    print_table("the gate's sequential test", ("figure", "value"), rows)

@@ -1,0 +1,100 @@
+"""What the driver's process does without Ray: it refuses early and in words, and keeps count of what has landed."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from loop_kit import events, recipe
+
+from headrace.config.load import dump_recipe
+from headrace.config.recipe import ColumnsConfig, ReplayConfig
+from headrace.errors import ConfigError, DataError
+from headrace.feed.landing import Landing
+from headrace.feed.replayer import Replayer
+from headrace.store.fence import take_epoch
+from headrace.store.store import Store
+from headrace.tracking.console import Observer
+from headrace.train import driver
+from headrace.train.feeder import Feeder, LandingLog
+
+
+def test_a_shard_counts_whether_its_landing_or_its_cut_is_told_first(tmp_path: Path) -> None:
+    log = LandingLog(tmp_path / "landings.jsonl")
+    log.cut("a", 3, 10)
+    assert log.records() == []
+    log.landed("a", 1.5, 10)
+    log.landed("b", 2.5, 20)
+    log.landed("a", 9.0, 10)
+    assert [(r.shard, r.cut, r.rows, r.landed_monotonic_s) for r in log.records()] == [
+        ("a", 3, 10, 1.5),
+        ("b", None, 20, 2.5),
+    ]
+    assert [r.shard for r in log.of_cut(3)] == ["a"]
+
+
+def test_landings_survive_a_restart_and_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "landings.jsonl"
+    LandingLog(path).landed("a", 1.5, 10)
+    with path.open("a") as file:
+        file.write('["b", 2.')
+    assert [r.shard for r in LandingLog(path).records()] == ["a"]
+
+
+def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "landing").mkdir()
+    made = recipe(f"run.dir={folder}", f"feed.path={folder / 'landing'}")
+    (folder / "recipe.json").write_text(dump_recipe(driver._absolute(made, folder)))
+    other = recipe(f"run.dir={folder}", f"feed.path={folder / 'landing'}", "model.width=8", "seed=4")
+    with pytest.raises(ConfigError, match=r"other settings \(seed, model\.width\)"):
+        driver.run(other, Observer(), None)
+    assert json.loads((folder / "recipe.json").read_text())["model"]["width"] == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "feed.path is not set"),
+        (["feed.replay.slice_s=300", "feed.path=/nowhere"], "is not a folder"),
+        (["feed.path=/tmp", "run.num_workers=20"], "run.num_cpus=8 is too few"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_made(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        driver.run(recipe(f"run.dir={tmp_path / 'run'}", *words), Observer(), None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_without_the_column_is_named_on_the_terminal(tmp_path: Path) -> None:
+    landing, store = Landing(str(tmp_path / "landing")), Store(str(tmp_path / "store"))
+    landing.land("a.parquet", pa.table({"product": [1], "ts": [1], "session_id": [1], "user_id": [1], "event": ["v"]}))
+    told: list[str] = []
+    log = LandingLog(tmp_path / "landings.jsonl")
+    feeder = Feeder(recipe(), store, take_epoch(store), landing, None, log, told.append)
+    for _ in range(3):
+        feeder._poll()
+    assert len(told) == 1
+    assert "a.parquet is set aside" in told[0]
+    assert "item_id" in told[0]
+
+
+def test_a_log_file_that_cannot_be_read_ends_nothing_in_silence(tmp_path: Path) -> None:
+    log, landing = tmp_path / "log", Landing(str(tmp_path / "landing"))
+    log.mkdir()
+    for number in range(3):
+        pq.write_table(events(20, seed=number, start_ms=number * 3_600_000), log / f"{number}.parquet")
+    good = (log / "1.parquet").read_bytes()
+    (log / "1.parquet").write_bytes(good[:100])
+    replayer = Replayer(ReplayConfig(slice_s="file", ahead=10), ColumnsConfig(), Landing(str(log)), landing)
+    for _ in range(2):
+        with pytest.raises((DataError, pa.ArrowInvalid)):
+            replayer.step(0.0, 0)
+        assert not replayer.exhausted
+    (log / "1.parquet").write_bytes(good)
+    replayer.step(0.0, 0)
+    assert replayer.exhausted
+    rows = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "landing").glob("*.parquet"))]
+    assert rows == [20, 20, 20]
