@@ -18,5 +18,9 @@ def app(args: dict[str, Any]) -> Any:  # noqa: ANN401 (ray.serve.Application, wh
     store_uri = args.get("store") or os.environ.get("HEADRACE_STORE")
     if not store_uri:
         raise ConfigError("no store to serve from: set args.store in serve/config.yaml, or HEADRACE_STORE")
+    if "://" not in str(store_uri) and not os.path.isabs(str(store_uri)):
+        raise ConfigError(
+            f"the store {store_uri} is a relative path, and replicas have folders of their own: make it absolute"
+        )
     section = args.get("serve") or json.loads(os.environ.get("HEADRACE_SERVE", "{}"))
     return build(str(store_uri), ServeConfig.model_validate(section))

@@ -65,7 +65,7 @@ def generator(*parts: int | str) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows ``start`` to ``stop`` of one shard. Made by feed/ledger.py, read by feed/rows.py and the gate."""
+    """Rows ``start`` to ``stop`` of one shard. Made by feed/ledger.py, read by feed/rows.py."""
 
     shard: int
     """Number of the shard's record in the ledger."""

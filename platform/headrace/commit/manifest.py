@@ -31,7 +31,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One commit. Made by train/increment.py, stored by commit/chain.py; read by resume, bundles and reports."""
+    """One commit. Made by train/committer.py, stored by commit/chain.py; read by resume, bundles and reports."""
 
     cut: int
     """The increment, and the ledger's position."""

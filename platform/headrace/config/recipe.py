@@ -263,7 +263,8 @@ class ServeConfig(Section):
     """The replicas that answer."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"
+    host: Literal["127.0.0.1", "localhost"] = "127.0.0.1"
+    """Loopback only: there is no authentication. A gateway of your own goes in front."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0: any free port."""
     num_replicas: PositiveInt = 1

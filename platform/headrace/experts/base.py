@@ -23,7 +23,7 @@ Arrays = Mapping[str, NDArray[Any]]
 class Counted:
     """The rows that experts count in an increment: trained rows of target kinds, with each session's context.
 
-    Made by train/increment.py from one rank's rows; rows are in ledger order.
+    Made by train/questions.py from one rank's rows; rows are in ledger order.
     """
 
     number_N: NDArray[np.int64]

@@ -28,7 +28,7 @@ _LEGEND = (
 
 @dataclass(frozen=True)
 class IncrementRow:
-    """One increment as people see it. Made by train/driver.py, read by ``Observer.increment``."""
+    """One increment as people see it. Made by train/follower.py, read by ``Observer.increment``."""
 
     cut: int
     events: int

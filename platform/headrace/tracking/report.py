@@ -21,7 +21,7 @@ _LEAVING_S = 5.0  # a replica that was silent for so long, while others answered
 
 @dataclass(frozen=True)
 class Landing:
-    """Rows of one shard that one cut took. Made by train/driver.py from the ledger, read by the report."""
+    """Rows of one shard that one cut took. Made by train/feeder.py from the ledger, read by the report."""
 
     shard: str
     cut: int | None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headrace.bundles.bundle import bundle_of
 from headrace.bundles.publish import publish
-from headrace.clock import monotonic_s, wall_ms
+from headrace.clock import Stopwatch, monotonic_s, wall_ms
 from headrace.commit.chain import Chain, Retention
 from headrace.commit.manifest import Envelope, Manifest
 from headrace.errors import TrainingError
@@ -51,14 +51,18 @@ class Committer:
         decision: Decision,
         figures: Mapping[str, Any],
         cut: Cut,
-        seconds: Mapping[str, float],
+        watch: Stopwatch,
     ) -> Manifest:
-        """Make ``state`` the newest commit; FencedError when a newer run has taken the store."""
+        """Make ``state`` the newest commit; FencedError when a newer run has taken the store.
+
+        ``watch`` books the time up to the marker under "commit".
+        """
         if decision.verdict == "publish":
             state.version += 1
         counters = conserve(state.rows, cut)
         refs = self._store_parts(state)
-        envelope = Envelope(self._epoch.number, self._epoch.token, wall_ms(), monotonic_s(), dict(seconds))
+        watch.lap("commit")
+        envelope = Envelope(self._epoch.number, self._epoch.token, wall_ms(), monotonic_s(), dict(watch.seconds))
         manifest = Manifest(
             cut.number,
             state.commit.state_digest if state.commit else None,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.blend.weights import update
-from headrace.clock import monotonic_s
+from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision, Signs, decide
@@ -30,6 +30,9 @@ from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
+
+_SCORES = 50_000_000
+"""Queries times items that an increment scores at most, where ``evaluation.max_queries`` limits it."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,6 @@ class Trained:
             "gradient_norm": passed.last_gradient_norm,
             "update_ratio": self.update_ratio,
         }
-
-
-class Stopwatch:
-    """Where an increment's time goes; for the envelope, never for state."""
-
-    def __init__(self, waited_s: float) -> None:
-        self.seconds = {"feed": waited_s}
-        self._lap_s = monotonic_s()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now_s = monotonic_s()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now_s - self._lap_s
-        self._lap_s = now_s
 
 
 def train_increment(
@@ -113,9 +102,15 @@ def train_increment(
         "training": trained.facts(),
         "review": reviewed.facts(decision.verdict),
     }
-    manifest = committer.commit(state, decision, figures, cut, watch.seconds)
+    manifest = committer.commit(state, decision, figures, cut, watch)
     _note_versions(state, candidate, manifest, committer.store)
     return manifest
+
+
+def _max_queries(state: LearnerState) -> int | None:
+    """Fewer queries where there are more items, so that scoring costs about the same; at least one."""
+    limit = state.recipe.evaluation.max_queries
+    return None if limit is None else max(1, min(limit, _SCORES // max(1, len(state.catalogue))))
 
 
 def _gather_taken(intake: Intake, group: Group) -> Taken:
@@ -145,7 +140,7 @@ def _score(intake: Intake, state: LearnerState, group: Group, increment: int, st
     if state.learner is None or state.live is None:
         return None
     asked = questions.queries(intake, recipe.inputs)
-    asked = sample(asked, recipe.evaluation.max_queries, recipe.seed, group.gather)
+    asked = sample(asked, _max_queries(state), recipe.seed, group.gather)
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
     scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
     if scored.num_queries:

@@ -25,6 +25,7 @@ from headrace.train.committer import Committer
 from headrace.train.group import Solo
 from headrace.train.increment import train_increment
 from headrace.train.state import LearnerState, fresh
+from headrace.train.step import repeatable
 
 
 def replay(
@@ -39,6 +40,7 @@ def replay(
     """
     if recipe.feed.replay is None or recipe.feed.path is None:
         raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
+    repeatable()
     group = Solo()
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         store, landing = Store(f"{folder}/store"), Landing(f"{folder}/landing")

@@ -33,6 +33,12 @@ _TABLE = "table"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def repeatable() -> None:
+    """Sums of repeated rows in one order, also with several threads."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every entry is written before it is read
+
+
 @dataclass(frozen=True)
 class StepBatch:
     """One rank's share of one step. Made by train/passes.py."""

@@ -25,6 +25,7 @@ from headrace.train.committer import Committer
 from headrace.train.group import Arrays
 from headrace.train.increment import train_increment
 from headrace.train.state import resume
+from headrace.train.step import repeatable
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,6 @@ class ProcessGroup:
 def _bytes(part: Tensor, size: int) -> bytes:
     array: NDArray[Any] = part[:size].numpy()
     return array.tobytes()
-
-
-def repeatable() -> None:
-    """Sums of repeated rows in one order, also with several threads."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every entry is written before it is read
 
 
 def work(spec: WorkerSpec) -> None:
