@@ -95,6 +95,31 @@ def run(words: Words = None) -> None:
     raise typer.Exit(code)
 
 
+@app.command("try")
+def try_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a log (Parquet).", show_default=False)],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[a.b=c ...]", help="Overrides, such as columns.item_id=NAME.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Write what was guessed as a recipe to this file.", show_default=False)
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="A Parquet file with names of the items, to show.", show_default=False)
+    ] = None,
+    name_column: Annotated[str | None, typer.Option(help="Its column of names.", show_default=False)] = None,
+) -> None:
+    """A first look at a log of your own, in about a minute: what it is, how well it can be predicted; needs no Ray."""
+    with _errors_in_words():
+        files, overrides = _sorted_words(words)
+        if files:
+            raise ConfigError(f"try makes its own recipe; received {', '.join(files)}: only overrides a.b=c may follow")
+        from headrace.onboard.first_look import Options, first_look
+
+        first_look(Options(folder, recipe, names, name_column, overrides))
+
+
 @app.command()
 def versions(
     words: Words = None,
