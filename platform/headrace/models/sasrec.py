@@ -16,6 +16,9 @@ from headrace.config.recipe import SasRecConfig
 from headrace.inputs.contexts import ModelInputs
 from headrace.models.dropout import Dropout
 
+_GAIN = 3**-0.5
+"""Of Xavier's range; the whole of it costs half a point of recall on DIGINETICA after nine epochs."""
+
 
 class SasRec(nn.Module):
     """The encoder. ``reset`` draws its weights; until then they are whatever torch makes of a layer."""
@@ -33,10 +36,10 @@ class SasRec(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def reset(self, draw: torch.Generator) -> None:
-        """Fresh weights (Xavier), from this generator alone."""
+        """Fresh weights, from this generator alone."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=draw)
+                nn.init.xavier_uniform_(module.weight, _GAIN, generator=draw)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
