@@ -46,6 +46,12 @@ def test_what_is_not_known_is_a_dash():
     assert " ".join(row[-1].split()) == "1 200 150 - - - - publish 0 1 0.20 123"
 
 
+def test_a_roll_back_says_why():
+    reason = "rolled back to version 3: live's recall@20 is below trusted's; passed every rule"
+    assert _lines(replace(ROW, reason=reason))[-1].strip() == f"publish: {reason}"
+    assert len(_lines(replace(ROW, reason="passed every rule"))) < len(_lines(replace(ROW, reason=reason)))
+
+
 def test_a_verdict_other_than_publish_gives_its_reason():
     assert _lines(replace(ROW, verdict="hold", reason="churn 0.4 is above 0.3"))[-1].split(maxsplit=1) == [
         "hold:",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the manifest brings the store with it, which a first line n
 
 _HEADER_EVERY = 20
 _NOT_SHOWN = {"uniform"}  # always in the blend, never worth a column
+_ROLLED_BACK = "rolled back"  # how the reason of a published roll back begins
 _VERDICT_STYLE = {"publish": "", "hold": "yellow", "reject": "red"}
 _LEGEND = (
     "Recall@20 in %, scored before training; * best expert so far; fresh: seconds from landing to every replica; "
@@ -80,8 +81,8 @@ class Observer:
                 self._header()
             self._rows_since_header += 1
             self._print(self._line(row), _VERDICT_STYLE[row.verdict])
-            if row.verdict != "publish":
-                self._print(f"{'':>5}  {row.verdict}: {row.reason}", _VERDICT_STYLE[row.verdict])
+            if row.verdict != "publish" or row.reason.startswith(_ROLLED_BACK):
+                self._print(f"{'':>5}  {row.verdict}: {row.reason}", _VERDICT_STYLE[row.verdict] or "yellow")
 
     def finished(self, summary: str) -> None:
         """The run has ended."""
