@@ -166,6 +166,20 @@ def bench_feed(
     _bench("feed", None, out, cuts=cuts, rows=rows)
 
 
+@bench.command("gate")
+def bench_gate(
+    words: Words = None,
+    data: OptionalData = None,
+    increments: Annotated[int, typer.Option(min=0, help="Clean ones; 0: none.")] = 1000,
+    poisons: Annotated[int, typer.Option(min=0, help="Poisoned ones; 0: none.")] = 20,
+    every: Annotated[int, typer.Option(min=2, help="Increments from one poisoned to the next.")] = 10,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """False alarms of the gate's sequential test, and the cuts that it takes to see a poisoned increment."""
+    _bench("gate", words, out, data=data, increments=increments, poisons=poisons, every=every, device=device)
+
+
 @bench.command("stream")
 def bench_stream(
     data: Data,
