@@ -91,6 +91,8 @@ GOOD = {
     "num_events": 1000,
     "max_item_events": 50,
     "max_user_events": 20,
+    "eligible_before": 100,
+    "eligible_after": 104,
 }
 
 
@@ -105,6 +107,7 @@ GOOD = {
         ({"max_item_events": 950}, "reject", "one item has 95%"),
         ({"max_user_events": 700}, "reject", "one user has 70%"),
         ({"max_item_events": 20, "num_events": 20}, "publish", "passed"),
+        ({"eligible_after": 3}, "reject", "3 of 100 items could still be answered"),
         ({"churn": 0.9}, "hold", "90% of the probes"),
     ],
 )

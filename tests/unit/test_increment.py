@@ -162,6 +162,20 @@ def test_one_item_in_nearly_all_events_is_rejected_in_the_running_process(tmp_pa
     assert lawful(manifests[-1])
 
 
+def test_one_event_far_ahead_in_time_does_not_empty_what_is_served(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, "catalogue.alive_s=86400", shards=2)
+    ahead = events(80, seed=2, start_ms=2 * 3_600_000)
+    times = ahead["ts"].to_numpy().copy()
+    times[40] += 365 * DAY_MS
+    stream.land(ahead.set_column(1, "ts", pa.array(times)))
+    stream.land(events(80, seed=3, start_ms=3 * 3_600_000))
+    manifests = stream.advance()
+    assert [m.verdict for m in manifests] == ["publish", "publish", "reject", "publish"]
+    assert "time lie far ahead" in manifests[2].reason
+    assert manifests[3].facts["num_eligible"] > 20
+    assert lawful(manifests[-1])
+
+
 def test_a_held_version_is_not_served_while_the_learner_goes_on(tmp_path: Path) -> None:
     manifests = stream_of(tmp_path, "gate.max_churn=0.0").advance()
     assert manifests[0].verdict == "publish"

@@ -289,6 +289,9 @@ class Recipe(Section):
     catalogue: CatalogueConfig = CatalogueConfig()
     history: HistoryConfig = HistoryConfig()
     model: SasRecConfig = SasRecConfig()
+    max_eligible_loss: Share = 0.5
+    """reject: the share of the items that could be answered, and after the increment no longer can. One event with a
+    time far ahead moves the watermark, and all else falls out of ``catalogue.alive_s``."""
     objective: SoftmaxConfig = SoftmaxConfig()
     methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()

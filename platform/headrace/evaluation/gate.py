@@ -25,6 +25,9 @@ class Signs:
     max_item_events: int
     """Events of the most frequent item of the increment."""
     max_user_events: int
+    eligible_before: int
+    """Items that could be answered as of the commit before; 0 in the warm-up."""
+    eligible_after: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ def decide(signs: Signs, config: GateConfig) -> Decision:
     if not signs.is_warmup and signs.update_ratio > config.max_update_ratio:
         limit = config.max_update_ratio
         return Decision("reject", f"the update is {signs.update_ratio:.2f} of the weights' norm (> {limit:g})")
+    if signs.eligible_after < (1 - config.max_eligible_loss) * signs.eligible_before:
+        few = f"{signs.eligible_after} of {signs.eligible_before} items could still be answered"
+        return Decision("reject", f"{few}: does an event's time lie far ahead? (gate.max_eligible_loss)")
     if signs.num_events >= _FEW_EVENTS:
         item, user = signs.max_item_events / signs.num_events, signs.max_user_events / signs.num_events
         if item > config.max_item_share:

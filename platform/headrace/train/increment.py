@@ -229,6 +229,8 @@ def _gate(
         num_events=len(taken.number_N),
         max_item_events=int(per_item.max(initial=0)),
         max_user_events=taken.max_user_events,
+        eligible_before=0 if state.learner is None else len(state.learner.eligible),
+        eligible_after=len(candidate.eligible),
     )
     return decide(signs, state.recipe.gate)
 
