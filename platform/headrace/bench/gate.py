@@ -8,7 +8,7 @@ compared. An increment that the hard rules reject is none of the test's business
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,13 @@ def _poisoned(manifests: Sequence[Manifest], every: int) -> dict[str, Any]:
     rejected = [cut for cut in given if cuts[cut].verdict == "reject"]
     delays: list[int | None] = []
     by: list[list[str]] = []
-    lost, drops = [], []
+    lost: list[int] = []
     for cut in sorted(set(given) - set(rejected)):
         found = next((n for n in range(1, every + 1) if cuts[cut + n].facts["review"]["rolled_back_to"]), None)
         delays.append(found)
         by.append(cuts[cut + found].facts["review"]["alarms"] if found else [])
         lost.append(cuts[cut + found].facts["review"]["reverted"] if found else 0)
-        drops.append(_neural(cuts[cut - 1]) - _neural(cuts[cut + 1]))
+    harms = {name: [_below(cuts, cut + 1, name) for cut in given if cut not in rejected] for name in CONTESTS}
     caught = [delay for delay in delays if delay is not None]
     return {
         "given": len(given),
@@ -131,8 +131,18 @@ def _poisoned(manifests: Sequence[Manifest], every: int) -> dict[str, Any]:
         "caught_within": {str(n): sum(delay <= n for delay in caught) for n in (1, 3, every)},
         "seen_by": {name: sum(name in names for names in by) for name in CONTESTS},
         "rows_lost": float(np.mean(lost)) if lost else 0.0,
-        "neural_drop_at_20": float(np.mean(drops)) if drops else 0.0,
+        "below_trusted": {name: float(np.mean(harm)) if harm else 0.0 for name, harm in harms.items()},
+        "other_roll_backs": sum(bool(m.facts["review"]["rolled_back_to"]) for m in manifests) - len(caught),
     }
+
+
+def _below(cuts: Mapping[int, Manifest], cut: int, name: str) -> float:
+    """How far live was below trusted on this cut: the share of queries answered worse, less that answered better."""
+    now, before = cuts[cut].facts["review"], cuts[cut - 1].facts["review"]
+    worse, better = now["worse_better"].get(name, (0, 0))
+    if now["window_cut"] != 1 and now["worse_better"]:
+        worse, better = worse - before["worse_better"][name][0], better - before["worse_better"][name][1]
+    return float((worse - better) / max(cuts[cut].facts["metrics"]["queries"], 1))
 
 
 def _neural(manifest: Manifest) -> float:
@@ -156,12 +166,14 @@ def _print(result: dict[str, Any]) -> None:
         ]
     if poisoned := result.get("poisoned"):
         passed = len(poisoned["cuts_until_rolled_back"])
+        below = " / ".join(f"{100 * poisoned['below_trusted'][name]:.1f}" for name in CONTESTS)
         within = ", ".join(f"{count} in {n}" for n, count in poisoned["caught_within"].items())
         rows += [
             ["poisoned increments", str(poisoned["given"])],
             ["rejected by hard rules", str(poisoned["rejected_by_hard_rules"])],
-            ["of the rest, neural R@20 lost", f"{100 * poisoned['neural_drop_at_20']:.1f} points"],
+            ["on the cut after, below trusted: blend / neural", f"{below} points"],
             ["rolled back within cuts", f"{within} of {passed}"],
             ["seen by blend / neural", " / ".join(str(poisoned["seen_by"][name]) for name in CONTESTS)],
+            ["other roll backs", str(poisoned["other_roll_backs"])],
         ]
     print_table("the gate's sequential test", ("figure", "value"), rows)
