@@ -28,7 +28,7 @@ types: setup ## mypy, strict
 	"$(BIN)/mypy"
 	"$(BIN)/mypy" $(wildcard jobs/*.py serve/*.py)
 
-test: setup ## all tests but those that take minutes or need a GPU
+test: setup ## all tests but those that need a GPU or are marked long
 	"$(BIN)/python" -m pytest -m "not long and not gpu" $(PYTEST_ARGS)
 
 e2e: setup ## the whole road under fire, minutes of it
