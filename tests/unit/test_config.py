@@ -35,7 +35,7 @@ def test_files_win_left_to_right_and_overrides_win_over_files(tmp_path):
         ("epochs=2", "epochs", "train.epochs"),
         ("feed.replay.slice=300", "feed.replay.slice", "feed.replay.slice_s"),
         ("methods=[{warmup_step=5}]", "methods.0.warmup_step", "methods.warmup_steps"),
-        ("experts=[{half_life=5}]", "experts.0.half_life", "experts.half_life_s"),
+        ("experts=[{kind='popular',half_life=5}]", "experts.0.popular.half_life", "experts.half_life_s"),
     ],
 )
 def test_a_misspelt_key_names_the_nearest(override, key, nearest):
@@ -60,7 +60,7 @@ def test_every_mistake_is_named_at_once(tmp_path):
         ("feed.max_events=0", r"feed\.max_events"),
         ("columns.session_id=none", r"columns: columns\.session_id or columns\.user_id must name a column"),
         ('columns.target_kinds=["buy"]', r"columns\.target_kinds needs columns\.event"),
-        ("experts=[{name='neural'}]", r"names of their own, other than neural"),
+        ("experts=[{kind='popular',name='neural'}]", r"names of their own, other than neural"),
     ],
 )
 def test_a_wrong_value_is_said_with_what_was_received(override, words):
@@ -118,7 +118,14 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_the_resolved_recipe_comes_back():
-    recipe = load_recipe((), ["feed.replay.slice_s=file", "experts=[{half_life_s=60},{name='slow'}]", "train.epochs=0"])
+    recipe = load_recipe(
+        (),
+        [
+            "feed.replay.slice_s=file",
+            "experts=[{kind='popular',half_life_s=60},{kind='covisit',name='slow'}]",
+            "train.epochs=0",
+        ],
+    )
     assert read_resolved(dump_recipe(recipe)) == recipe
     assert pickle.loads(pickle.dumps(recipe)) == recipe
 

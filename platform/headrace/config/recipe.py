@@ -6,7 +6,7 @@ Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are e
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -208,6 +208,55 @@ class PopularConfig(Section):
     """None: counts never fade."""
 
 
+class CovisitConfig(Section):
+    """Items met close together in a context, decayed by event time."""
+
+    kind: Literal["covisit"] = "covisit"
+    name: str = "covisit"
+    half_life_s: PositiveFloat | None = None
+    """None: counts never fade."""
+    window: PositiveInt = 10
+    """A row is paired with so many events before it in its context; d steps apart weigh 1/d."""
+    last: PositiveInt = 10
+    """The newest distinct items of a context that vote; the n-th newest weighs 1/n."""
+    max_per_item: PositiveInt = 200
+    """Neighbours that an item keeps (it may hold twice as many between two cuts back)."""
+    discount: Share = 0.25
+    """A neighbour's weight is divided by its own count to this power: against what is popular anyway."""
+    shrink: NonNegativeFloat = 0.0
+    """Pseudo-events of popularity beside each item's neighbours: the fewer they are, the more popularity says."""
+
+
+class SimilarSessionsConfig(Section):
+    """Past sessions that share items with the context (VMIS-kNN, SIGMOD 2022)."""
+
+    kind: Literal["similar_sessions"] = "similar_sessions"
+    name: str = "similar_sessions"
+    sessions_per_item: PositiveInt = 500
+    """The newest sessions of each item that are looked at."""
+    neighbours: PositiveInt = 200
+    """The most similar of them, which vote."""
+    last: PositiveInt = 10
+    """The newest distinct items of a context that are compared; the n-th newest weighs 1/n."""
+    max_events: PositiveInt = 2_000_000
+    """Events kept, of all sessions together: about 12 bytes each; the sessions that went quiet first go first."""
+
+
+class OwnItemsConfig(Section):
+    """The context's own items, by recency and frequency."""
+
+    kind: Literal["own_items"] = "own_items"
+    name: str = "own_items"
+    half_life_events: PositiveFloat = 2.0
+    """An event so many steps back is worth half: short for "again what was just seen", long for "what is met most"."""
+
+
+ExpertConfig = Annotated[
+    PopularConfig | CovisitConfig | SimilarSessionsConfig | OwnItemsConfig, Field(discriminator="kind")
+]
+"""Every kind of expert that a recipe may name."""
+
+
 class BlendConfig(Section):
     """How the experts' probabilities are weighed (Soft-Bayes, arXiv 1901.02230)."""
 
@@ -295,7 +344,7 @@ class Recipe(Section):
     objective: SoftmaxConfig = SoftmaxConfig()
     methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()
-    experts: tuple[PopularConfig, ...] = (PopularConfig(),)
+    experts: tuple[ExpertConfig, ...] = (PopularConfig(),)
     blend: BlendConfig = BlendConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()

@@ -8,13 +8,13 @@ from typing import Any, assert_never
 
 from pydantic import TypeAdapter
 
-from headrace.config.recipe import PopularConfig
+from headrace.config.recipe import CovisitConfig, ExpertConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
 from headrace.errors import StoreError
 from headrace.experts.base import Arrays, Expert
+from headrace.experts.covisit import Covisit
+from headrace.experts.own_items import OwnItems
 from headrace.experts.popular import Popular
-
-ExpertConfig = PopularConfig
-"""Every kind of expert that a recipe may name; a union once there are more."""
+from headrace.experts.similar_sessions import SimilarSessions
 
 
 def build_expert(config: ExpertConfig) -> Expert:
@@ -22,6 +22,12 @@ def build_expert(config: ExpertConfig) -> Expert:
     match config:
         case PopularConfig():
             return Popular(config.name, config.half_life_s)
+        case CovisitConfig():
+            return Covisit(config)
+        case SimilarSessionsConfig():
+            return SimilarSessions(config)
+        case OwnItemsConfig():
+            return OwnItems(config.name, config.half_life_events)
         case _:
             assert_never(config)
 

@@ -1,0 +1,106 @@
+"""Ragged arithmetic that the counters share: a context's recent items, sums by query and item, votes from sums.
+
+Sums run in the order of their entries, so a query's vote is the same to the bit alone and in a batch. Shape legend: Q
+queries, T ragged entries, C distinct cells (pairs of row and column), E eligible items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.catalogue.eligible import Eligible
+from headrace.experts.base import Sparse
+from headrace.inputs.contexts import Contexts, offsets, ranges
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The distinct pairs (row, column) among ragged entries, ascending, and what lies in each."""
+
+    row_C: NDArray[np.int64]
+    column_C: NDArray[np.int64]
+    total_C: NDArray[np.float64]
+    """Sum of the values of a cell's entries, in their order."""
+    first_C: NDArray[np.int64]
+    """Index of each cell's first entry."""
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The newest distinct items of each context, by query, then newest first."""
+
+    query_T: NDArray[np.int64]
+    item_T: NDArray[np.int64]
+    rank_T: NDArray[np.int64]
+    """1: the newest of its context."""
+
+
+def cells(
+    row_T: NDArray[np.int64], column_T: NDArray[np.int64], value_T: NDArray[np.float64], num_columns: int
+) -> Cells:
+    """Group entries by (row, column); columns lie in [0, ``num_columns``)."""
+    cell_T = row_T * np.int64(num_columns) + column_T
+    order_T = stable_order(cell_T)
+    sorted_T = cell_T[order_T]
+    opens_T = np.ones(len(sorted_T), dtype=np.bool_)
+    opens_T[1:] = sorted_T[1:] != sorted_T[:-1]
+    first_C = order_T[opens_T]
+    total_C = np.bincount(np.cumsum(opens_T) - 1, weights=value_T[order_T], minlength=len(first_C))
+    return Cells(row_T[first_C], column_T[first_C], total_C.astype(np.float64), first_C)
+
+
+def stable_order(key_T: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What sorts non-negative keys, equal ones in the order given.
+
+    Key and place are packed into one integer where both fit: numpy sorts integers several times faster than places.
+    """
+    bits = len(key_T).bit_length()
+    if int(key_T.max(initial=0)) >> (63 - bits):
+        return np.argsort(key_T, kind="stable")
+    packed_T = np.sort((key_T << bits) | np.arange(len(key_T)))
+    return packed_T & ((1 << bits) - 1)
+
+
+def spread(start_T: NDArray[np.int64], length_T: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For ragged rows of a flat array: the row that each element belongs to, and where the element lies."""
+    return np.repeat(np.arange(len(start_T)), length_T), ranges(start_T, length_T)
+
+
+def steps_back(contexts: Contexts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each event of the contexts: its query, and how many events are newer in its context."""
+    query_T = np.repeat(np.arange(len(contexts)), contexts.length_Q)
+    return query_T, contexts.offset_R[1:][query_T] - 1 - np.arange(len(query_T))
+
+
+def recent_items(contexts: Contexts, last: int, num_items: int) -> Recent:
+    """The ``last`` newest distinct items of each context, without those numbered ``num_items`` or higher."""
+    query_T, back_T = steps_back(contexts)
+    known_T = np.flatnonzero((contexts.item_T >= 0) & (contexts.item_T < num_items))[::-1]
+    query_T, item_T, back_T = query_T[known_T], contexts.item_T[known_T], back_T[known_T]
+    newest = cells(query_T, item_T, np.zeros(len(known_T)), num_items).first_C  # reversed: the newest comes first
+    query_T, item_T, back_T = query_T[newest], item_T[newest], back_T[newest]
+    order = stable_order(query_T * (int(back_T.max(initial=0)) + 1) + back_T)
+    query_T, item_T = query_T[order], item_T[order]
+    rank_T = 1 + np.arange(len(query_T)) - np.searchsorted(query_T, query_T, side="left")
+    keep_T = rank_T <= last
+    return Recent(query_T[keep_T], item_T[keep_T], rank_T[keep_T])
+
+
+def vote(
+    query_T: NDArray[np.int64],
+    item_T: NDArray[np.int64],
+    value_T: NDArray[np.float64],
+    num_queries: int,
+    eligible: Eligible,
+) -> Sparse:
+    """Each query's shares of the values of its eligible items; a query without values above 0 abstains.
+
+    Rows lie by query and column.
+    """
+    column_T = eligible.column_of(item_T)
+    inside_T = (column_T >= 0) & (value_T > 0.0)
+    found = cells(query_T[inside_T], column_T[inside_T], value_T[inside_T], len(eligible))
+    sum_Q = np.bincount(found.row_C, weights=found.total_C, minlength=num_queries)
+    length_Q = np.bincount(found.row_C, minlength=num_queries).astype(np.int64)
+    return Sparse(offsets(length_Q), found.column_C, (found.total_C / sum_Q[found.row_C]).astype(np.float32))
