@@ -20,11 +20,13 @@ class Effort:
     """How much is trained. Made by the plan, read by the recipe's writer."""
 
     warmup_epochs: int
+    batch: int
+    learning_rate: float
 
 
 _Line = tuple[str, Any, str]
 _HOUR, _DAY = 3600, 86400
-_NICE_S = (1, 10, 60, 300, 1800, _HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR)
+_NICE_S: tuple[int, ...] = (1, 10, 60, 300, 1800, _HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR)
 _NICE_S += tuple(days * _DAY for days in (1, 2, 4, 7, 14, 28, 91, 182, 364, 3 * 364, 10 * 364))
 
 
@@ -111,8 +113,8 @@ def _sections(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: st
     yield (
         "train",
         [
-            ("batch", 256, "examples a step"),
-            ("learning_rate", 1e-3, "of Adam"),
+            ("batch", effort.batch, "examples a step: small where there are few, or the model gets too few steps"),
+            ("learning_rate", effort.learning_rate, "of Adam; higher for small batches of small logs"),
             ("warmup_epochs", effort.warmup_epochs, "passes over the warm-up; more is better until it overfits"),
             ("epochs", 1, "passes over each later slice"),
         ],

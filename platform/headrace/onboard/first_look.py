@@ -4,6 +4,8 @@ It says what it guesses and why, trains on the first four fifths, then follows t
 each scored before it is trained, and ends with a table, a few answers and the command to go on with.
 """
 
+import logging
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -62,16 +64,18 @@ def first_look(options: Options) -> None:
     found = shape.shape_of(whole, guessed)
     _tell_log(teller, whole, found, "users" if guessed.user_id else "owners")
     names = read_names(options.names, options.name_column, guessed.item_id) if options.names else {}
-    planned = plan.plan(whole, guessed, found, options.budget_s)
+    planned = plan.plan(whole, guessed, found, options.budget_s, plan.measure_slowness())
     looked = whole.take(planned.keep_N)
     source = _source(options, files, whole)
-    text = draft.draft(guessed, found, planned.effort, source, _name(options.folder))
+    name = _name(options.folder)
     if options.recipe is not None:
+        text = draft.draft(guessed, found, planned.whole_effort, source, name)
         _write_recipe(teller, options.recipe, text, files, guessed, whole, source)
     _tell_plan(teller, looked, whole, planned, found)
     words = [draft.NO_SESSION] if guessed.session_id is None else []
     with tempfile.TemporaryDirectory(prefix="headrace-try-") as folder:
         log.write(looked, Path(folder) / "log", rows_per_file=10**9)
+        text = draft.draft(guessed, found, planned.effort, source, name)
         (Path(folder) / "recipe.toml").write_text(text, encoding="utf-8")
         recipe = load_recipe([f"{folder}/recipe.toml"], [*words, *options.overrides, f"feed.path={folder}/log"])
         answers = Answers(names)
@@ -104,6 +108,17 @@ class _Teller:
         self.say(f"{monotonic_s() - self.began_s:6.1f} s  {text}")
 
 
+class _Notes(logging.Handler):
+    """Warnings of lower rooms, as lines among ours."""
+
+    def __init__(self, teller: _Teller) -> None:
+        super().__init__(logging.WARNING)
+        self._teller = teller
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._teller.say(f"          note: {record.getMessage()}")
+
+
 def _pinned(overrides: Sequence[str]) -> Mapping[str, str | None]:
     pinned: dict[str, str | None] = {}
     for word in overrides:
@@ -132,9 +147,8 @@ def _tell_plan(teller: _Teller, looked: log.Log, whole: log.Log, planned: plan.P
     teller.title("What is done")
     if planned.share < 1:
         teller.say(
-            f"  a sample of {share(planned.share)} of the people, drawn by hash, each with all events: {count(len(looked))} "
-            f"events (of {count(len(whole))}), so that it takes about a minute; the whole log scores differently, "
-            "mostly higher"
+            f"  a sample of {share(planned.share)} of the people, drawn by hash, each with all events, so that it "
+            f"takes about a minute: {count(len(looked))} events. The whole log scores differently, mostly higher"
         )
     teller.say(
         f"  warm-up on the first {span(found.first_slice_s)} ({planned.effort.warmup_epochs} passes), then the rest in "
@@ -146,6 +160,9 @@ def _tell_plan(teller: _Teller, looked: log.Log, whole: log.Log, planned: plan.P
 def _follow(teller: _Teller, recipe: Recipe, answers: Answers) -> list[Manifest]:
     teller.title("Progress")
     scored: list[Manifest] = []
+    notes = _Notes(teller)
+    logger = logging.getLogger("headrace")
+    logger.addHandler(notes)
     try:
         for manifest in replay(recipe, torch.device("cpu"), change=answers.ask):
             facts = manifest.facts
@@ -161,6 +178,8 @@ def _follow(teller: _Teller, recipe: Recipe, answers: Answers) -> list[Manifest]
             teller.step(line if manifest.verdict == "publish" else f"{line} ({manifest.verdict}: {manifest.reason})")
     except TrainingError as error:
         raise DataError(f"the log could not be learned from: {error}") from error
+    finally:
+        logger.removeHandler(notes)
     if not scored:
         raise DataError(
             "the last fifth of the log asks nothing: no session in it has two events at different times (or all users "
@@ -253,6 +272,4 @@ def _tell_next(teller: _Teller, options: Options, words: Sequence[str]) -> None:
 
 
 def _quoted(word: str) -> str:
-    import shlex
-
     return shlex.quote(word)

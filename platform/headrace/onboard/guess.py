@@ -186,7 +186,7 @@ def _time(columns: Sequence[Column]) -> tuple[Column | None, str]:
         kind = {"time": 5.0, "text": 3.0, "order": -3.0}.get(column.unit or "", 1.0)
         sounds_like_id = "id" in column.words or column.joined.endswith("id")
         order = [place for place, word in enumerate(_NAMES["ts"]) if word in column.words]
-        return named + kind + column.rising - 6 * sounds_like_id - 0.05 * min(order, default=len(_NAMES["ts"]))
+        return named + kind + column.rising - 6 * sounds_like_id - 0.01 * min(order, default=len(_NAMES["ts"]))
 
     able = [c for c in columns if c.unit is not None and c.null_share <= 0.5]
     best = max(able, key=points, default=None)
