@@ -35,7 +35,7 @@ class RunConfig(Section):
     """How far trainers step back behind the replicas that answer users."""
     max_increments: PositiveInt | None = None
     """Stop after the cut of this number (the warm-up is 0); None: until stopped, or until a replayed log ends."""
-    max_restarts: Annotated[int, Field(ge=0)] = 10
+    max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often the supervisor starts training again after workers died without a commit in between."""
 
 
@@ -289,6 +289,9 @@ class GateConfig(Section):
     """reject: one item's share of the increment's events (increments of 100 events or more)."""
     max_user_share: Share = 0.5
     """reject: one user's (else session's) share of the increment's events (increments of 100 events or more)."""
+    max_eligible_loss: Share = 0.5
+    """reject: the share of the items that could be answered, and after the increment no longer can. One event with a
+    time far ahead moves the watermark, and all else falls out of ``catalogue.alive_s``."""
     num_probes: PositiveInt = 64
     max_holds: PositiveInt = 10
     """After so many holds in a row the learner goes back to the trusted version."""
@@ -338,9 +341,6 @@ class Recipe(Section):
     catalogue: CatalogueConfig = CatalogueConfig()
     history: HistoryConfig = HistoryConfig()
     model: SasRecConfig = SasRecConfig()
-    max_eligible_loss: Share = 0.5
-    """reject: the share of the items that could be answered, and after the increment no longer can. One event with a
-    time far ahead moves the watermark, and all else falls out of ``catalogue.alive_s``."""
     objective: SoftmaxConfig = SoftmaxConfig()
     methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()
