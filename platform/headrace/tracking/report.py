@@ -82,6 +82,7 @@ def build_report(
         "events": sum(int(manifest.facts["events"]) for manifest in manifests),
         "recall_at_20": _scores(manifests, "recall@20"),
         "mrr_at_20": _scores(manifests, "mrr@20"),
+        "blend_weights": _blend_weights(manifests),
         "freshness_s": _freshness(manifests, requests, landings, now_s),
         "requests": {
             "total": len(requests),
@@ -222,6 +223,12 @@ def _scores(manifests: Sequence[Manifest], name: str) -> dict[str, Any]:
 
 def _score(measured: Mapping[str, float | None] | None, name: str) -> float | None:
     return None if measured is None else measured.get(name)
+
+
+def _blend_weights(manifests: Sequence[Manifest]) -> dict[str, list[float | None]]:
+    """Each expert's weight after each increment."""
+    weights = [manifest.facts.get("weights") or {} for manifest in manifests]
+    return {name: [of.get(name) for of in weights] for name in sorted({name for of in weights for name in of})}
 
 
 def _verdicts(manifests: Sequence[Manifest]) -> dict[str, int]:
