@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from headrace.config.recipe import Recipe
 from headrace.onboard.guess import Guess
-from headrace.onboard.shape import Shape
+from headrace.onboard.shape import RARE_REPEATS, Shape
 from headrace.onboard.words import span
 
 
@@ -75,7 +75,13 @@ def _sections(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: st
     if shape.max_owner_events > 1000:
         feed.append(("max_events_per_user", _round_up(shape.max_owner_events), "the warm-up takes years in one gulp"))
     if shape.gap_s is not None:
-        feed.append(("session_gap_s", shape.gap_s, f"no session column: {span(shape.gap_s)} of silence end a session"))
+        feed.append(
+            (
+                "session_gap_s",
+                shape.gap_s,
+                f"no session column: a session ends after {span(shape.gap_s)} without an event",
+            )
+        )
     yield "feed", feed
     yield (
         "feed.replay",
@@ -154,8 +160,14 @@ def _experts(shape: Shape) -> Iterator[list[_Line]]:
         ]
     for config in _expert_configs(Recipe.model_fields["experts"].annotation):
         kind = config.model_fields["kind"].default
-        if kind != "popular":
-            yield [("kind", kind, (config.__doc__ or "").strip().splitlines()[0].rstrip("."))]
+        if kind == "popular" or (kind == "own_items" and shape.repeats < RARE_REPEATS):
+            continue
+        lines: list[_Line] = [("kind", kind, (config.__doc__ or "").strip().splitlines()[0].rstrip("."))]
+        if kind == "own_items" and shape.context == "user":
+            lines.append(
+                ("half_life_events", 30.0, "long, so that what somebody has often counts, not only the newest")
+            )
+        yield lines
 
 
 def _half_lives(span_s: float) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from headrace.clock import monotonic_s
@@ -62,7 +63,7 @@ def first_look(options: Options) -> None:
     teller.table(("part", "column", "why"), guessed.reasons, frozenset({0, 1, 2}))
     whole = log.load(files, guessed)
     found = shape.shape_of(whole, guessed)
-    _tell_log(teller, whole, found, "users" if guessed.user_id else "owners")
+    _tell_log(teller, whole, found, f"{count(found.num_owners)} users, " if guessed.user_id else "")
     names = read_names(options.names, options.name_column, guessed.item_id) if options.names else {}
     planned = plan.plan(whole, guessed, found, options.budget_s, plan.measure_slowness())
     looked = whole.take(planned.keep_N)
@@ -135,7 +136,7 @@ def _tell_log(teller: _Teller, whole: log.Log, found: shape.Shape, who: str) -> 
     per = "" if whole.loaded_share == 1 else f" (read: {share(whole.loaded_share)} of them, drawn by hash)"
     teller.say(
         f"  {count(len(whole))} events over {span(found.span_s)}, {count(found.num_items)} items, "
-        f"{count(found.num_owners)} {who}, {count(found.num_sessions)} sessions{per}"
+        f"{who}{count(found.num_sessions)} sessions{per}"
     )
     for finding in found.findings:
         teller.say(f"  {finding}")
@@ -160,6 +161,7 @@ def _tell_plan(teller: _Teller, looked: log.Log, whole: log.Log, planned: plan.P
 def _follow(teller: _Teller, recipe: Recipe, answers: Answers) -> list[Manifest]:
     teller.title("Progress")
     scored: list[Manifest] = []
+    teller.step("the warm-up begins; it takes most of the time")
     notes = _Notes(teller)
     logger = logging.getLogger("headrace")
     logger.addHandler(notes)
@@ -203,15 +205,29 @@ def _tell_scores(teller: _Teller, scored: Sequence[Manifest], recipe: Recipe) ->
     ]
     teller.table(("alone", "R@20", "MRR@20", "R@100"), rows, frozenset({0}))
     best = max((name for name in [*experts, "neural"] if name in means), key=lambda name: means[name]["recall@20"])
-    gain = 100 * (means["live"]["recall@20"] - means[best]["recall@20"])
-    stale = 100 * (means["live"]["recall@20"] - means["frozen"]["recall@20"])
     teller.say(
-        f"  R@20: share of answers in which the item is among the first 20. The blend against its best part "
-        f"({label.get(best, best)}): {gain:+.1f} points; against not learning on: {stale:+.1f}"
+        "  R@20: how often the item is among the 20 best; MRR@20: the mean of 1 / its place there. In points of R@20, "
+        "with twice"
+    )
+    teller.say(
+        f"  the standard error over slices, the blend is above its best part ({label.get(best, best)}) by "
+        f"{_above(scored, best)}"
+        + (f", and above what does not learn on by {_above(scored, 'frozen')}" if "frozen" in means else "")
     )
     weights = sorted(scored[-1].facts["weights"].items(), key=lambda pair: -pair[1])
     shown = [f"{label.get(name, name)} {share(weight)}" for name, weight in weights if weight >= 0.005]
     teller.say(f"  weights in the blend at the end: {listing(shown)}")
+
+
+def _above(scored: Sequence[Manifest], name: str) -> str:
+    """How far live's R@20 is above another's, and twice the standard error over slices, in points."""
+    metrics = [manifest.facts["metrics"] for manifest in scored]
+    weight_K = np.array([one["queries"] for one in metrics], dtype=np.float64)
+    weight_K /= weight_K.sum()
+    other = [(one["frozen"] if name == "frozen" else one["experts"][name])["recall@20"] for one in metrics]
+    above_K = 100 * (np.array([one["live"]["recall@20"] for one in metrics]) - np.array(other))
+    mean = float(weight_K @ above_K)
+    return f"{mean:+.1f} ± {2 * float(np.sqrt(weight_K**2 @ (above_K - mean) ** 2)):.1f}"
 
 
 def _means(scored: Sequence[Manifest]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,8 @@ from headrace.onboard.words import count, listing, share, span
 WARMUP = 0.8
 """Share of the events that the warm-up takes; the rest is scored."""
 MIN_EVENTS = 50
+RARE_REPEATS = 0.02
+"""Below this share, what somebody had before says nothing of what comes next."""
 _GAPS_S = (1800, 7200, 86400, 7 * 86400, 30 * 86400, 365 * 86400)
 _ALIVE_S = (3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 2 * 86400, 4 * 86400, 7 * 86400, 14 * 86400, 30 * 86400)
 _SLICES_S = (1, 5, 10, 30, 60, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200)
@@ -41,6 +43,8 @@ class Shape:
     """Where sessions are derived: the inactivity that ends one."""
     context: str
     """"session" or "user"."""
+    repeats: float
+    """Share of events on an item that their context had before."""
     alive_s: int | None
     target_kinds: tuple[str, ...]
     """Empty: all."""
@@ -68,7 +72,7 @@ def shape_of(log: Log, guess: Guess) -> Shape:
             "events of a session share one time, so sessions are baskets; then what somebody bought before is the "
             "context, and no column says who: name it with columns.user_id=NAME"
         )
-    findings.append(_repeats(item_N, session_N if context == "session" else log.owner_N, context))
+    repeats = _repeats(item_N, session_N if context == "session" else log.owner_N, context, findings)
     alive_s = _alive(item_N, log.ts_N, findings)
     kinds = _kinds(log, guess, findings)
     split = int(WARMUP * len(log))
@@ -82,6 +86,7 @@ def shape_of(log: Log, guess: Guess) -> Shape:
         is_set=is_set,
         gap_s=gap_s,
         context=context,
+        repeats=repeats,
         alive_s=alive_s,
         target_kinds=kinds,
         first_slice_s=max(1, int(np.ceil((log.ts_N[split] - log.ts_N[0]) / 1000))),
@@ -125,20 +130,20 @@ def _sessions(log: Log, guess: Guess, findings: list[str]) -> tuple[int | None, 
     else:
         apart_N = gap_N[gap_N > 0]
         gap_s, is_set = next((gap for gap in _GAPS_S if (apart_N <= gap).mean() >= 0.3), 10 * 365 * 86400), False
-        findings.append(f"no session column: {span(gap_s)} without an event of a user end a session")
+        findings.append(f"no session column: a session ends after {span(gap_s)} without an event of its user")
     owner_N, ts_N = log.owner_N, log.ts_N
     return gap_s, is_set, derive_sessions(owner_N, ts_N, np.zeros(len(log), dtype=np.uint64), gap_s)
 
 
-def _repeats(item_N: NDArray[np.int64], key_N: NDArray[Any], context: str) -> str:
+def _repeats(item_N: NDArray[np.int64], key_N: NDArray[Any], context: str, findings: list[str]) -> float:
     _, key_code_N = np.unique(key_N, return_inverse=True)
     pair_N = key_code_N.astype(np.int64) * (item_N.max() + 1) + item_N
     again = 1 - len(np.unique(pair_N)) / len(pair_N)
-    if again > 0.02:
-        return (
-            f"repeats: {share(again)} of events are on an item that the same {context} had before, so such are answered"
-        )
-    return f"repeats are rare: {share(again)} of events are on an item that the same {context} had before"
+    told = f"{share(again)} of events are on an item that the same {context} had before"
+    findings.append(
+        f"repeats: {told}" if again >= RARE_REPEATS else f"repeats are rare: {told}; no expert for own items"
+    )
+    return float(again)
 
 
 def _alive(item_N: NDArray[np.int64], ts_N: NDArray[np.int64], findings: list[str]) -> int | None:
