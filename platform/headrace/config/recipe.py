@@ -6,7 +6,7 @@ Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are e
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -221,9 +221,7 @@ class CovisitConfig(Section):
     """The newest distinct items of a context that vote; the n-th newest weighs 1/n."""
     max_per_item: PositiveInt = 200
     """Neighbours that an item keeps (it may hold twice as many between two cuts back)."""
-    discount: Share = 0.25
-    """A neighbour's weight is divided by its own count to this power: against what is popular anyway."""
-    shrink: NonNegativeFloat = 0.0
+    shrink: PositiveFloat = 10.0
     """Pseudo-events of popularity beside each item's neighbours: the fewer they are, the more popularity says."""
 
 

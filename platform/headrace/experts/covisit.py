@@ -3,8 +3,8 @@
 A counted row is paired with the events before it in its context; an item met twice in a row is its own neighbour (one
 answer in ten, in a shop). Pairs are kept sorted by item and neighbour, so an increment is one merge. An item's row may
 grow to twice ``max_per_item`` before it is cut back to its best: newcomers get time to prove themselves, and the bytes
-stay bounded. Item-to-item counts are Linden et al.'s (IEEE Internet Computing, 2003), one over the distance is
-session-rec's (arXiv 1803.09587), the shrinkage towards popularity is Dirichlet smoothing.
+stay bounded. Item-to-item counts are Linden et al.'s (IEEE Internet Computing, 2003), weights of one over the distance
+as in arXiv 1803.09587, and where neighbours are few, popularity speaks (Dirichlet smoothing).
 Shape legend: I items by number, J = I + 1 offsets, P pairs, N rows, U distinct numbers of a delta, Q queries, T recent
 items or pairs of the queries, F neighbours of the recent items, E eligible items, B its most popular ones, D width.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import CovisitConfig
 from headrace.experts.base import Arrays, Counted, Sparse
-from headrace.experts.ragged import Recent, cells, recent_items, spread, steps_back, vote
+from headrace.experts.ragged import Recent, cells, highest, recent_items, spread, steps_back, vote
 from headrace.inputs.contexts import Contexts, offsets
 
 _HALF = 32  # a pair is one integer: the item in the upper bits, its neighbour in the lower
@@ -37,6 +37,7 @@ class Covisit:
         self.config = config
         self._pair_P = np.zeros(0, dtype=np.int64)
         self._weight_P = np.zeros(0, dtype=np.float64)
+        self._length_I = np.zeros(0, dtype=np.int64)
         self._count_I = np.zeros(0, dtype=np.float64)
         self._reference_ms = 0
         self._index()
@@ -76,6 +77,7 @@ class Covisit:
         count_I = np.zeros(max(len(self._count_I), 1 + largest), dtype=np.float64)
         count_I[: len(self._count_I)] = self._count_I * kept
         self._weight_P = self._weight_P * kept
+        self._length_I = np.concatenate([self._length_I, np.zeros(len(count_I) - len(self._length_I), dtype=np.int64)])
         for delta in filled:
             fade = self._fade(delta["reference_ms"], reference_ms)
             count_I[delta["number"]] += delta["count"] * fade
@@ -87,37 +89,29 @@ class Covisit:
         self._index()
 
     def probabilities(self, contexts: Contexts, query_QD: NDArray[np.float32] | None, eligible: Eligible) -> Sparse:
-        """The neighbours of each context's recent items; a context whose items have none abstains.
+        """The neighbours of each context's recent items, shrunk to popularity; a context of unknown items abstains.
 
-        What the asking session itself may have added to a pair is taken out; the counts behind ``discount`` and
-        ``shrink``, which only scale, keep it.
+        What the asking session itself may have added to a pair is taken out; popularity, which is shared, keeps it.
         """
-        config = self.config
-        recent = recent_items(contexts, config.last, len(self._count_I))
-        entry_F, flat_F = spread(self._offset_J[recent.item_T], np.diff(self._offset_J)[recent.item_T])
+        recent = recent_items(contexts, self.config.last, len(self._count_I))
+        of_F, flat_F = spread(self._offset_J[recent.item_T], self._length_I[recent.item_T])
         weight_F = self._weight_P[flat_F] - self._own(contexts, recent, len(flat_F))
         weight_F[weight_F < _NOISE] = 0.0
-        neighbour_F = self._pair_P[flat_F] & _LOWER
-        share_T = 1.0 / recent.rank_T
-        if config.shrink > 0.0:
-            share_T = share_T / (np.bincount(entry_F, weights=weight_F, minlength=len(share_T)) + config.shrink)
-        value_F = weight_F * share_T[entry_F]
-        if config.discount > 0.0:
-            value_F = value_F * self._scale_I[neighbour_F]
-        query_F = recent.query_T[entry_F]
-        if config.shrink > 0.0:
-            number_B, popularity_B = self._prior(eligible)
-            prior_Q = np.bincount(recent.query_T, weights=share_T, minlength=len(contexts)) * config.shrink
-            query_F = np.concatenate([query_F, np.repeat(np.arange(len(contexts)), len(number_B))])
-            neighbour_F = np.concatenate([neighbour_F, np.tile(number_B, len(contexts))])
-            value_F = np.concatenate([value_F, np.outer(prior_Q, popularity_B).ravel()])
-        return vote(query_F, neighbour_F, value_F, len(contexts), eligible)
+        total_T = np.bincount(of_F, weights=weight_F, minlength=len(recent.item_T))
+        share_T = 1.0 / (recent.rank_T * (total_T + self.config.shrink))
+        prior_Q = np.bincount(recent.query_T, weights=share_T, minlength=len(contexts)) * self.config.shrink
+        number_B, popularity_B = self._prior(eligible)
+        asked_Q = np.flatnonzero(prior_Q)
+        query_F = np.concatenate([recent.query_T[of_F], np.repeat(asked_Q, len(number_B))])
+        number_F = np.concatenate([self._pair_P[flat_F] & _LOWER, np.tile(number_B, len(asked_Q))])
+        value_F = np.concatenate([weight_F * share_T[of_F], np.outer(prior_Q[asked_Q], popularity_B).ravel()])
+        return vote(query_F, number_F, value_F, len(contexts), eligible)
 
     def state(self) -> Arrays:
         """Pairs by item, counts, and the time that they are seen from."""
         return {
             "neighbour": (self._pair_P & _LOWER).astype(np.int32),
-            "length": np.diff(self._offset_J).astype(np.int32),
+            "length": self._length_I.astype(np.int32),
             "weight": self._weight_P,
             "count": self._count_I,
             "reference_ms": np.array([self._reference_ms], dtype=np.int64),
@@ -125,7 +119,8 @@ class Covisit:
 
     def load(self, state: Arrays) -> None:
         """Take over what ``state`` gave."""
-        item_P = np.repeat(np.arange(len(state["length"]), dtype=np.int64), state["length"])
+        self._length_I = state["length"].astype(np.int64)
+        item_P = np.repeat(np.arange(len(self._length_I)), self._length_I)
         self._pair_P = (item_P << _HALF) | state["neighbour"].astype(np.int64)
         self._weight_P = state["weight"].astype(np.float64)
         self._count_I = state["count"].astype(np.float64)
@@ -135,7 +130,7 @@ class Covisit:
     @property
     def size_bytes(self) -> int:
         """Memory of pairs, counts, and what is derived from them."""
-        arrays = (self._pair_P, self._weight_P, self._count_I, self._scale_I, self._offset_J)
+        arrays = (self._pair_P, self._weight_P, self._length_I, self._count_I, self._offset_J)
         return sum(int(array.nbytes) for array in arrays)
 
     def _fade(self, ts_N: NDArray[np.int64], reference_ms: int) -> NDArray[np.float64]:
@@ -154,29 +149,31 @@ class Covisit:
         """Add ascending distinct pairs."""
         place_T, there_T = self._find(pair_T)
         self._weight_P[place_T[there_T]] += weight_T[there_T]
-        self._pair_P = np.insert(self._pair_P, place_T[~there_T], pair_T[~there_T])
-        self._weight_P = np.insert(self._weight_P, place_T[~there_T], weight_T[~there_T])
+        place_T, pair_T, weight_T = place_T[~there_T], pair_T[~there_T], weight_T[~there_T]
+        self._pair_P = np.insert(self._pair_P, place_T, pair_T)
+        self._weight_P = np.insert(self._weight_P, place_T, weight_T)
+        self._length_I += np.bincount(pair_T >> _HALF, minlength=len(self._length_I))
 
     def _keep(self, keep_P: NDArray[np.bool_]) -> None:
         self._pair_P, self._weight_P = self._pair_P[keep_P], self._weight_P[keep_P]
+        self._length_I = np.bincount(self._pair_P >> _HALF, minlength=len(self._count_I)).astype(np.int64)
 
     def _cut_back(self) -> None:
-        """Rows that have grown beyond twice their size keep their best; of equal ones those with lower numbers."""
-        item_P = self._pair_P >> _HALF
-        length_I = np.bincount(item_P, minlength=len(self._count_I))
-        long_T = np.flatnonzero(length_I[item_P] > 2 * self.config.max_per_item)
-        long_T = long_T[np.lexsort((-self._weight_P[long_T], item_P[long_T]))]
-        item_T = item_P[long_T]
-        nth_T = np.arange(len(long_T)) - np.searchsorted(item_T, item_T, side="left")
+        """Rows that have grown beyond twice their size keep their best; of equal ones those with higher numbers."""
+        most = self.config.max_per_item
+        long_I = np.flatnonzero(self._length_I > 2 * most)
+        if not len(long_I):
+            return
         keep_P = np.ones(len(self._pair_P), dtype=np.bool_)
-        keep_P[long_T[nth_T >= self.config.max_per_item]] = False
+        end_I = np.cumsum(self._length_I)
+        for begin, end in zip((end_I - self._length_I)[long_I], end_I[long_I], strict=True):
+            keep_P[begin:end] = False
+            keep_P[begin + highest(self._weight_P[begin:end], most)] = True
         self._keep(keep_P)
 
     def _index(self) -> None:
-        """What is derived from the table: where each item's row begins, each item's scale; and no prior yet."""
-        length_I = np.bincount(self._pair_P >> _HALF, minlength=len(self._count_I))
-        self._offset_J = offsets(length_I.astype(np.int64))
-        self._scale_I = np.maximum(self._count_I, _FAINT) ** -self.config.discount
+        """What is derived from the table: where each item's row begins; and no prior yet."""
+        self._offset_J = offsets(self._length_I)
         self._memo: tuple[Eligible, NDArray[np.int64], NDArray[np.float64]] | None = None
 
     def _prior(self, eligible: Eligible) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -184,7 +181,7 @@ class Covisit:
         if self._memo is None or self._memo[0] is not eligible:
             number_E = eligible.number_E[eligible.number_E < len(self._count_I)]
             count_E = self._count_I[number_E]
-            best_B = np.argsort(-count_E, kind="stable")[:_NUM_PRIOR]
+            best_B = highest(count_E, _NUM_PRIOR)
             self._memo = (eligible, number_E[best_B], count_E[best_B] / max(float(count_E.sum()), _NOISE))
         return self._memo[1], self._memo[2]
 
@@ -210,7 +207,7 @@ class Covisit:
         row_T = _row_of(recent, query_T, left_T)
         pair_T, there_T = self._find((left_T << _HALF) | right_T)
         some_T = np.flatnonzero(there_T & (row_T >= 0))
-        begin_T = offsets(np.diff(self._offset_J)[recent.item_T])[:-1]
+        begin_T = offsets(self._length_I[recent.item_T])[:-1]
         at_T = begin_T[row_T[some_T]] + pair_T[some_T] - self._offset_J[left_T[some_T]]
         own_T = np.concatenate([weight_T, weight_T])[some_T]
         return np.bincount(at_T, weights=own_T, minlength=num_entries).astype(np.float64)

@@ -67,6 +67,16 @@ def spread(start_T: NDArray[np.int64], length_T: NDArray[np.int64]) -> tuple[NDA
     return np.repeat(np.arange(len(start_T)), length_T), ranges(start_T, length_T)
 
 
+def highest(value_T: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Ascending places of the ``most`` highest values; of equal ones the later."""
+    if len(value_T) <= most:
+        return np.arange(len(value_T))
+    lowest = np.partition(value_T, len(value_T) - most)[len(value_T) - most]
+    keep_T = value_T > lowest
+    keep_T[np.flatnonzero(value_T == lowest)[np.count_nonzero(keep_T) - most :]] = True
+    return np.flatnonzero(keep_T)
+
+
 def steps_back(contexts: Contexts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each event of the contexts: its query, and how many events are newer in its context."""
     query_T = np.repeat(np.arange(len(contexts)), contexts.length_Q)

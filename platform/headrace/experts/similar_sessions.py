@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import SimilarSessionsConfig
 from headrace.experts.base import Arrays, Counted, Sparse
-from headrace.experts.ragged import Cells, cells, recent_items, spread, stable_order, vote
+from headrace.experts.ragged import Cells, cells, highest, recent_items, spread, stable_order, vote
 from headrace.inputs.contexts import Contexts, offsets
 
 _MAX_LENGTH = 100
@@ -48,11 +48,16 @@ class Sessions:
         """Items of each session."""
         return np.diff(self.offset_J)
 
-    def take(self, index_S: NDArray[np.int64]) -> "Sessions":
-        """These sessions, in this order."""
-        length_S = self.length_S[index_S]
-        _, flat_N = spread(self.offset_J[:-1][index_S], length_S)
-        return Sessions(self.session_S[index_S], self.ts_S[index_S], offsets(length_S), self.item_N[flat_N])
+    def among(self, session_U: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which sessions are one of these, which ascend."""
+        place_S = np.minimum(np.searchsorted(session_U, self.session_S), len(session_U) - 1)
+        return np.asarray(session_U[place_S] == self.session_S)
+
+    def where(self, keep_S: NDArray[np.bool_]) -> "Sessions":
+        """Those to keep, in their order."""
+        length_S = self.length_S
+        kept_N = np.repeat(keep_S, length_S)
+        return Sessions(self.session_S[keep_S], self.ts_S[keep_S], offsets(length_S[keep_S]), self.item_N[kept_N])
 
     def followed_by(self, other: "Sessions") -> "Sessions":
         """These, then the others."""
@@ -66,7 +71,7 @@ class Sessions:
     def newest(self, max_events: int) -> "Sessions":
         """As many of the last ones as hold at most ``max_events`` items."""
         first = int(np.searchsorted(self.offset_J, self.offset_J[-1] - max_events))
-        return self if first == 0 else self.take(np.arange(first, len(self)))
+        return self if first == 0 else self.where(np.arange(len(self)) >= first)
 
 
 def group_events(session_N: NDArray[np.uint64], ts_N: NDArray[np.int64], item_N: NDArray[np.int32]) -> Sessions:
@@ -108,15 +113,14 @@ class SimilarSessions:
         session_N, ts_N, item_N = (np.concatenate([d[name] for d in deltas]) for name in ("session", "ts", "item"))
         if not len(session_N):
             return
-        goes_on_S = np.isin(self._table.session_S, session_N)
-        past = self._table.take(np.flatnonzero(goes_on_S))
+        goes_on_S = self._table.among(np.unique(session_N))
+        past = self._table.where(goes_on_S)
         moved = group_events(
             np.concatenate([np.repeat(past.session_S, past.length_S), session_N]),
             np.concatenate([np.repeat(past.ts_S, past.length_S), ts_N]),
             np.concatenate([past.item_N, item_N]),
         )
-        stays = self._table.take(np.flatnonzero(~goes_on_S))
-        self._table = stays.followed_by(moved).newest(self.config.max_events)
+        self._table = self._table.where(~goes_on_S).followed_by(moved).newest(self.config.max_events)
         self._index()
 
     def probabilities(self, contexts: Contexts, query_QD: NDArray[np.float32] | None, eligible: Eligible) -> Sparse:
@@ -145,24 +149,24 @@ class SimilarSessions:
         """Memory of the sessions and their index."""
         table = self._table
         held = (table.session_S, table.ts_S, table.offset_J, table.item_N)
-        derived = (self._slot_H, self._place_H, self._end_I, self._idf_I, self._root_S, self._by_key_S)
+        derived = (self._slot_H, self._place_H, self._end_I, self._count_I, self._idf_I, self._root_S)
         return sum(int(array.nbytes) for array in (*held, *derived))
 
     def _index(self) -> None:
         """Items to the sessions that hold them, oldest first; sessions of one item say nothing and are left out."""
         table = self._table
         length_S = table.length_S
-        slot_S = np.flatnonzero(length_S > 1)
-        of_H, flat_H = spread(table.offset_J[:-1][slot_S], length_S[slot_S])
-        item_H = table.item_N[flat_H].astype(np.int64)
+        told_N = np.repeat(length_S > 1, length_S)
+        place_H = np.flatnonzero(told_N).astype(np.int32)
+        slot_H = np.repeat(np.arange(len(table), dtype=np.int32), length_S)[told_N]
+        item_H = table.item_N[told_N].astype(np.int64)
         order_H = stable_order(item_H)
-        self._slot_H = slot_S[of_H[order_H]].astype(np.int32)
-        self._place_H = flat_H[order_H].astype(np.int32)
+        self._slot_H, self._place_H = slot_H[order_H], place_H[order_H]
         self._count_I = np.bincount(item_H, minlength=1 + int(table.item_N.max(initial=-1))).astype(np.int64)
         self._end_I = np.cumsum(self._count_I)
-        self._idf_I = np.log((1.0 + len(slot_S)) / np.maximum(self._count_I, 1))
+        self._idf_I = np.log((1.0 + np.count_nonzero(length_S > 1)) / np.maximum(self._count_I, 1))
         self._root_S = np.maximum(length_S, 1) ** _ROOT
-        self._by_key_S = np.argsort(table.session_S)
+        self._by_key_S: NDArray[np.int64] | None = None
 
     def _neighbours(self, contexts: Contexts) -> tuple[Cells, NDArray[np.int64]]:
         """Rows are queries, columns sessions, totals similarities; and where each one's newest shared item lies."""
@@ -184,19 +188,19 @@ class SimilarSessions:
         keys_S = self._table.session_S
         if not len(keys_S):
             return np.full(len(session_Q), -1, dtype=np.int64)
+        if self._by_key_S is None:
+            self._by_key_S = np.argsort(keys_S)
         at_Q = np.minimum(np.searchsorted(keys_S, session_Q, sorter=self._by_key_S), len(keys_S) - 1)
         slot_Q = self._by_key_S[at_Q]
         return np.where(keys_S[slot_Q] == session_Q, slot_Q, -1)
 
 
 def _best(query_C: NDArray[np.int64], similar_C: NDArray[np.float64], most: int, num_queries: int) -> NDArray[np.int64]:
-    """Ascending indices of each query's ``most`` highest; of equal ones the later, which are the more recent."""
+    """Ascending places of each query's ``most`` highest; of equal ones the later, which are the more recent."""
     begin_R = np.searchsorted(query_C, np.arange(num_queries + 1))
     keep_C = np.ones(len(query_C), dtype=np.bool_)
     for query in np.flatnonzero(np.diff(begin_R) > most):
-        similar = similar_C[begin_R[query] : begin_R[query + 1]]
-        lowest = np.partition(similar, len(similar) - most)[len(similar) - most]
-        keep = similar > lowest
-        keep[np.flatnonzero(similar == lowest)[np.count_nonzero(keep) - most :]] = True
-        keep_C[begin_R[query] : begin_R[query + 1]] = keep
+        begin, end = begin_R[query], begin_R[query + 1]
+        keep_C[begin:end] = False
+        keep_C[begin + highest(similar_C[begin:end], most)] = True
     return np.flatnonzero(keep_C)
