@@ -148,7 +148,8 @@ def _columns(guess: Guess, shape: Shape) -> list[_Line]:
 def _experts(shape: Shape) -> Iterator[list[_Line]]:
     """Popularity with half-lives that suit the log's span, and every other counter that this version has."""
     for half_life_s in _half_lives(shape.span_s):
-        named = f"popular-{span(half_life_s).replace(' ', '-')}"
+        number, unit = span(half_life_s).split()
+        named = f"pop-{number}{'min' if unit.startswith('minute') else unit[0]}"  # short: a run's rows are narrow
         yield [
             ("kind", "popular", "counts of every item"),
             ("name", named, "how tables call it"),

@@ -195,6 +195,9 @@ def _tell_scores(teller: _Teller, scored: Sequence[Manifest], recipe: Recipe) ->
     experts = [name for name in means if name not in ("live", "learner", "frozen", "neural", "uniform")]
     order = [*sorted(experts, key=lambda name: -means[name]["recall@20"]), "neural", "live", "frozen"]
     label = {"neural": "neural model", "live": "blend (what is served)", "frozen": "blend, frozen after the warm-up"}
+    for config in recipe.experts:
+        if config.kind == "popular" and config.half_life_s is not None:
+            label[config.name] = f"popular, half-life {span(config.half_life_s)}"
     queries = sum(manifest.facts["metrics"]["queries"] for manifest in scored)
     what = "baskets, asked before they began" if recipe.inputs.sessions == "set" else "next items"
     teller.title(f"The last fifth, in %: {count(queries)} {what}; each answered before it was learned from")
