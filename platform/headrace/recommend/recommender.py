@@ -250,6 +250,14 @@ def _best(score_QE: Tensor, k: int) -> tuple[NDArray[np.int64], NDArray[np.float
     """Columns and scores ``(Q, k)`` of the best, best first; of equal ones the lower number first."""
     best = torch.topk(score_QE, k, dim=1)
     column_QK, score_QK = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    if k:  # topk takes any of those that tie for the last place
+        lowest_Q = best.values[:, -1]
+        crowded_Q = (score_QE >= lowest_Q.unsqueeze(1)).sum(1) > k
+        for row in crowded_Q.nonzero()[:, 0].tolist():
+            above = (score_QE[row] > lowest_Q[row]).nonzero()[:, 0]
+            equal = (score_QE[row] == lowest_Q[row]).nonzero()[: k - len(above), 0]
+            chosen_K = torch.cat([above, equal])
+            column_QK[row], score_QK[row] = chosen_K.cpu().numpy(), score_QE[row, chosen_K].cpu().numpy()
     order_QK = np.lexsort((column_QK, -score_QK), axis=-1)
     return np.take_along_axis(column_QK, order_QK, axis=-1), np.take_along_axis(score_QK, order_QK, axis=-1)
 
