@@ -73,7 +73,13 @@ def _sections(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: st
         ("cut", "shard", "one increment per slice of event time, so that nothing is scored by what came after it"),
     ]
     if shape.max_owner_events > 1000:
-        feed.append(("max_events_per_user", _round_up(shape.max_owner_events), "the warm-up takes years in one gulp"))
+        feed.append(
+            (
+                "max_events_per_user",
+                _round_up(shape.max_owner_events),
+                "the warm-up is one increment: nobody is cut short in it",
+            )
+        )
     if shape.gap_s is not None:
         feed.append(
             (
@@ -108,6 +114,10 @@ def _sections(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: st
             "catalogue",
             [("alive_s", shape.alive_s, f"items without an event for {span(shape.alive_s)} are not answered")],
         )
+    yield from _learning(effort)
+
+
+def _learning(effort: Effort) -> Iterator[tuple[str, list[_Line]]]:
     yield (
         "model",
         [
