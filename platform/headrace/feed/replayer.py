@@ -69,11 +69,12 @@ class Replayer:
         return tuple(landed)
 
     def _begin(self) -> None:
-        self._slices = self._cut_log()
+        slices = self._cut_log()
         self._num_landed = self._landing.num_landed()
         for _ in range(self._num_landed):
-            next(self._slices, None)
-        self._next = next(self._slices, None)
+            next(slices, None)
+        self._next = next(slices, None)
+        self._slices = slices  # last: another thread asks whether the log is exhausted
 
     def _due(self, now_s: float) -> bool:
         assert self._next is not None
