@@ -268,8 +268,8 @@ class EvaluationConfig(Section):
 
     eval_share: Share = 0.02
     """Users (else sessions) that are never trained, by hash."""
-    max_queries: PositiveInt | None = 2000
-    """Queries scored in an increment, over all ranks; None: all."""
+    max_queries: PositiveInt | Literal["all"] = 2000
+    """Queries scored in an increment, over all ranks, and fewer where there are more than 25,000 items."""
     frozen_every: PositiveInt = 1
     """The frozen model is scored in every n-th increment."""
 

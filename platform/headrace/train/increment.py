@@ -110,7 +110,7 @@ def train_increment(
 def _max_queries(state: LearnerState) -> int | None:
     """Fewer queries where there are more items, so that scoring costs about the same; at least one."""
     limit = state.recipe.evaluation.max_queries
-    return None if limit is None else max(1, min(limit, _SCORES // max(1, len(state.catalogue))))
+    return None if limit == "all" else max(1, min(limit, _SCORES // max(1, len(state.catalogue))))
 
 
 def _gather_taken(intake: Intake, group: Group) -> Taken:
