@@ -160,7 +160,7 @@ def test_a_covisit_that_only_the_asking_session_made_is_taken_out():
     own = np.array([7], dtype=np.uint64)
     asks = build_contexts(log, own, np.array([ends_ms + 1]), own, 50)
     made = expert.probabilities(asks, None, ALL)
-    # 1 and 10 have no other neighbours, so that popularity speaks for them; 11 is what session 8 says of 0, third in rank
+    # 1 and 10 have no other neighbours, so popularity speaks for them; 11 is what session 8 says of 0, third in rank
     popularity, asked = {0: 2 / 5, 1: 1 / 5, 10: 1 / 5, 11: 1 / 5}, 1 + 1 / 2 + 1 / 3
     want = {n: (1.5 * share + (n == 11) / 3) / asked for n, share in popularity.items()}
     assert dict(zip(made.column_T.tolist(), made.p_T.tolist(), strict=True)) == pytest.approx(want, abs=1e-6)

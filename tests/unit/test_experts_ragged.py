@@ -44,10 +44,10 @@ def test_spread_says_whose_each_element_is():
 def test_a_vote_leaves_out_what_is_not_eligible_or_not_positive():
     made = vote(
         np.array([0, 0, 0, 2]),
-        np.array([4, 6, 7, 5]),
+        Eligible(np.array([4, 6, 7])).column_of(np.array([4, 6, 7, 5])),
         np.array([1.0, 3.0, -1.0, 9.0]),
         3,
-        Eligible(np.array([4, 6, 7])),
+        3,
     )
     assert made.offset_R.tolist() == [0, 2, 2, 2]
     assert made.column_T.tolist() == [0, 1]

@@ -6,7 +6,7 @@ Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are e
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -100,7 +100,7 @@ class FeedConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """The names that the shards use for what Headrace knows. None: the log has no such column."""
+    """The names that the shards use for what Headrace knows. None (in TOML: ""): the log has no such column."""
 
     item_id: str = "item_id"
     ts: str = "ts"
@@ -117,6 +117,11 @@ class ColumnsConfig(Section):
     """Further columns to carry along."""
     target_kinds: tuple[str, ...] = ()
     """The kinds that are predicted; empty: all. Other kinds are context and are never counted."""
+
+    @field_validator("session_id", "user_id", "event", "event_id", mode="before")
+    @classmethod
+    def _no_such_column(cls, name: str | None) -> str | None:
+        return name or None
 
     @model_validator(mode="after")
     def _someone(self) -> "ColumnsConfig":

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import CovisitConfig
 from headrace.experts.base import Arrays, Counted, Sparse
-from headrace.experts.ragged import Recent, cells, highest, recent_items, spread, steps_back, vote
+from headrace.experts.ragged import Columns, Recent, cells, highest, recent_items, spread, steps_back, vote
 from headrace.inputs.contexts import Contexts, offsets
 
 _HALF = 32  # a pair is one integer: the item in the upper bits, its neighbour in the lower
 _LOWER = (1 << _HALF) - 1
 _FAINT = 2.0**-6
 """Fading pairs below this are forgotten: what met once, side by side, after six half-lives."""
-_NUM_PRIOR = 100
+_NUM_PRIOR = 50
 """Eligible items that stand for popularity where neighbours are few."""
 _NOISE = 1e-9  # what is left of a pair after its only session is taken out
 
@@ -35,6 +35,7 @@ class Covisit:
     def __init__(self, config: CovisitConfig) -> None:
         self.name = config.name
         self.config = config
+        self._columns = Columns()
         self._pair_P = np.zeros(0, dtype=np.int64)
         self._weight_P = np.zeros(0, dtype=np.float64)
         self._length_I = np.zeros(0, dtype=np.int64)
@@ -100,12 +101,13 @@ class Covisit:
         total_T = np.bincount(of_F, weights=weight_F, minlength=len(recent.item_T))
         share_T = 1.0 / (recent.rank_T * (total_T + self.config.shrink))
         prior_Q = np.bincount(recent.query_T, weights=share_T, minlength=len(contexts)) * self.config.shrink
-        number_B, popularity_B = self._prior(eligible)
+        column_B, popularity_B = self._prior(eligible)
         asked_Q = np.flatnonzero(prior_Q)
-        query_F = np.concatenate([recent.query_T[of_F], np.repeat(asked_Q, len(number_B))])
-        number_F = np.concatenate([self._pair_P[flat_F] & _LOWER, np.tile(number_B, len(asked_Q))])
+        neighbour_F = self._columns.of(self._pair_P[flat_F] & _LOWER, eligible)
+        query_F = np.concatenate([recent.query_T[of_F], np.repeat(asked_Q, len(column_B))])
+        column_F = np.concatenate([neighbour_F, np.tile(column_B, len(asked_Q))])
         value_F = np.concatenate([weight_F * share_T[of_F], np.outer(prior_Q[asked_Q], popularity_B).ravel()])
-        return vote(query_F, number_F, value_F, len(contexts), eligible)
+        return vote(query_F, column_F, value_F, len(contexts), len(eligible))
 
     def state(self) -> Arrays:
         """Pairs by item, counts, and the time that they are seen from."""
@@ -177,12 +179,13 @@ class Covisit:
         self._memo: tuple[Eligible, NDArray[np.int64], NDArray[np.float64]] | None = None
 
     def _prior(self, eligible: Eligible) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The most popular eligible items and their shares of all counts, ``(B,)`` each."""
+        """Columns of the most popular eligible items and their shares of all counts, ``(B,)`` each."""
         if self._memo is None or self._memo[0] is not eligible:
-            number_E = eligible.number_E[eligible.number_E < len(self._count_I)]
-            count_E = self._count_I[number_E]
+            known_E = eligible.number_E < len(self._count_I)
+            count_E = np.zeros(len(eligible), dtype=np.float64)
+            count_E[known_E] = self._count_I[eligible.number_E[known_E]]
             best_B = highest(count_E, _NUM_PRIOR)
-            self._memo = (eligible, number_E[best_B], count_E[best_B] / max(float(count_E.sum()), _NOISE))
+            self._memo = (eligible, best_B, count_E[best_B] / max(float(count_E.sum()), _NOISE))
         return self._memo[1], self._memo[2]
 
     def _own(self, contexts: Contexts, recent: Recent, num_entries: int) -> NDArray[np.float64]:

@@ -33,7 +33,8 @@ class OwnItems:
     def probabilities(self, contexts: Contexts, query_QD: NDArray[np.float32] | None, eligible: Eligible) -> Sparse:
         """Shares of each context's own eligible items; a context without any abstains."""
         query_T, back_T = steps_back(contexts)
-        return vote(query_T, contexts.item_T, np.exp2(-back_T / self.half_life_events), len(contexts), eligible)
+        value_T = np.exp2(-back_T / self.half_life_events)
+        return vote(query_T, eligible.column_of(contexts.item_T), value_T, len(contexts), len(eligible))
 
     def state(self) -> Arrays:
         """Nothing: there is no table."""

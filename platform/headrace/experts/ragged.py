@@ -97,20 +97,34 @@ def recent_items(contexts: Contexts, last: int, num_items: int) -> Recent:
     return Recent(query_T[keep_T], item_T[keep_T], rank_T[keep_T])
 
 
+class Columns:
+    """Where item numbers lie in the eligible set; the set asked last is remembered as a table, which beats a search."""
+
+    def __init__(self) -> None:
+        self._memo: tuple[Eligible, NDArray[np.int64]] | None = None
+
+    def of(self, number_T: NDArray[np.int64], eligible: Eligible) -> NDArray[np.int64]:
+        """The column of each number (none is negative); -1 for those outside."""
+        if self._memo is None or self._memo[0] is not eligible:
+            column_I = np.full(2 + int(eligible.number_E.max(initial=-1)), -1, dtype=np.int64)  # the last one stays -1
+            column_I[eligible.number_E] = np.arange(len(eligible))
+            self._memo = (eligible, column_I)
+        return np.take(self._memo[1], number_T, mode="clip")
+
+
 def vote(
     query_T: NDArray[np.int64],
-    item_T: NDArray[np.int64],
+    column_T: NDArray[np.int64],
     value_T: NDArray[np.float64],
     num_queries: int,
-    eligible: Eligible,
+    num_columns: int,
 ) -> Sparse:
-    """Each query's shares of the values of its eligible items; a query without values above 0 abstains.
+    """Each query's shares of its values, summed by column; -1 is not eligible; a query without values above 0 abstains.
 
     Rows lie by query and column.
     """
-    column_T = eligible.column_of(item_T)
     inside_T = (column_T >= 0) & (value_T > 0.0)
-    found = cells(query_T[inside_T], column_T[inside_T], value_T[inside_T], len(eligible))
+    found = cells(query_T[inside_T], column_T[inside_T], value_T[inside_T], num_columns)
     sum_Q = np.bincount(found.row_C, weights=found.total_C, minlength=num_queries)
     length_Q = np.bincount(found.row_C, minlength=num_queries).astype(np.int64)
     return Sparse(offsets(length_Q), found.column_C, (found.total_C / sum_Q[found.row_C]).astype(np.float32))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import SimilarSessionsConfig
 from headrace.experts.base import Arrays, Counted, Sparse
-from headrace.experts.ragged import Cells, cells, highest, recent_items, spread, stable_order, vote
+from headrace.experts.ragged import Cells, Columns, cells, highest, recent_items, spread, stable_order, vote
 from headrace.inputs.contexts import Contexts, offsets
 
 _MAX_LENGTH = 100
@@ -100,6 +100,7 @@ class SimilarSessions:
     def __init__(self, config: SimilarSessionsConfig) -> None:
         self.name = config.name
         self.config = config
+        self._columns = Columns()
         nothing = np.zeros(0, dtype=np.int64)
         self._table = Sessions(np.zeros(0, dtype=np.uint64), nothing, offsets(nothing), np.zeros(0, dtype=np.int32))
         self._index()
@@ -130,7 +131,8 @@ class SimilarSessions:
         item_G = self._table.item_N[flat_G].astype(np.int64)
         steps_G = np.abs(flat_G - step_C[of_G])
         value_G = near.total_C[of_G] * self._idf_I[item_G] / (1.0 + _SLOPE * np.maximum(steps_G - 1, 0))
-        return vote(near.row_C[of_G], item_G, value_G, len(contexts), eligible)
+        column_G = self._columns.of(item_G, eligible)
+        return vote(near.row_C[of_G], column_G, value_G, len(contexts), len(eligible))
 
     def state(self) -> Arrays:
         """The sessions, in their order."""
