@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from headrace.catalogue.eligible import Eligible
-from headrace.experts.ragged import cells, highest, recent_items, spread, stable_order, vote
+from headrace.experts.ragged import Columns, cells, highest, recent_items, spread, stable_order, vote
 from headrace.inputs.contexts import contexts_of
 
 
@@ -42,13 +42,15 @@ def test_spread_says_whose_each_element_is():
 
 
 def test_a_vote_leaves_out_what_is_not_eligible_or_not_positive():
-    made = vote(
-        np.array([0, 0, 0, 2]),
-        Eligible(np.array([4, 6, 7])).column_of(np.array([4, 6, 7, 5])),
-        np.array([1.0, 3.0, -1.0, 9.0]),
-        3,
-        3,
-    )
+    query, column = np.array([0, 0, 0, 0, 2]), np.array([0, 1, 2, -1, -1])
+    made = vote(query, column, np.array([1.0, 3.0, -1.0, 5.0, 9.0]), 3, 3)
     assert made.offset_R.tolist() == [0, 2, 2, 2]
     assert made.column_T.tolist() == [0, 1]
     assert made.p_T.tolist() == [0.25, 0.75]
+
+
+def test_columns_follow_the_eligible_set():
+    columns, number = Columns(), np.array([7, 4, 100, 5, 0])
+    assert columns.of(number, Eligible(np.array([4, 7]))).tolist() == [1, 0, -1, -1, -1]
+    assert columns.of(number, Eligible(np.array([0, 5, 7]))).tolist() == [2, -1, -1, 1, 0]
+    assert columns.of(number, Eligible(np.zeros(0, dtype=np.int64))).tolist() == [-1] * 5
