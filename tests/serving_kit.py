@@ -68,6 +68,7 @@ def commit_version(
             "recipe": {name: sections[name] for name in ("model", "inputs", "catalogue", "experts", "columns")},
             "watermark_ms": WATERMARK_MS + version,
             "weights": Weights.even([PopularConfig().name]).as_mapping(),
+            "seen_last": False,
             "num_items": len(raw_ids),
         },
         Envelope(epoch.number, epoch.token, 1_750_000_000_000, 1.0, {}),

@@ -93,3 +93,76 @@ def test_blocks_of_queries_move_the_weights_as_one_run_does():
     for start in range(0, 100, 10):
         parts = update(parts, voices(p_QK[start : start + 10]), ETA, SHARE).weights
     assert parts.w_K == pytest.approx(whole.w_K, rel=1e-12)
+
+
+def best_mixture(p_TK):
+    """Weights and loss of the fixed mixture that is best in hindsight, by expectation-maximisation."""
+    weight_K = np.full(p_TK.shape[1], 1 / p_TK.shape[1])
+    for _ in range(3000):
+        weight_K = (weight_K * p_TK / (p_TK @ weight_K)[:, None]).mean(axis=0)
+    return -np.log(p_TK @ weight_K).sum()
+
+
+def streams(kind, draw, rounds, experts):
+    """Probabilities of what came, (T, K): by chance, one expert right at a time, or whoever was trusted least."""
+    match kind:
+        case "random":
+            return np.exp(-3.0 * draw.gamma(1.0, 1.5, (rounds, experts)))
+        case "drifting":
+            right_T = np.arange(rounds) * experts // rounds
+            return np.where(np.arange(experts) == right_T[:, None], 0.9, 0.01)
+        case "one right":
+            return np.eye(experts)[draw.choice(experts, rounds, p=draw.dirichlet(np.ones(experts)))]
+        case _:
+            raise ValueError(kind)
+
+
+def play(p_of, rounds, eta, experts):
+    """Loss of Soft-Bayes without share on probabilities that may depend on its weights, and those probabilities."""
+    names = ("neural", *(f"e{k}" for k in range(experts - 2)), "uniform")
+    weights, loss, history = Weights(names, (1 / experts,) * experts), 0.0, []
+    for t in range(rounds):
+        p_K = p_of(t, weights.w_K)
+        loss -= math.log(float(np.dot(weights.w_K, p_K)))
+        weights = update(weights, dict(zip(names, np.asarray(p_K)[:, None], strict=True)), eta, 0.0).weights
+        history.append(p_K)
+    return loss, np.array(history)
+
+
+def regret_bound(experts, rounds, eta):
+    """Against any fixed mixture, at a constant rate (arXiv 1901.02230): ln K / eta + K T eta / (1 - eta).
+
+    At eta = a / (1 + a) with a = sqrt(ln K / (K T)) this is the paper's 2 sqrt(K T ln K) + ln K (theorem 3).
+    """
+    return math.log(experts) / eta + experts * rounds * eta / (1 - eta)
+
+
+@settings(max_examples=24, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.01, 0.05, 0.3]),
+    st.sampled_from(["random", "drifting", "one right"]),
+    st.sampled_from([3, 6]),
+)
+def test_regret_against_the_best_fixed_mixture_is_bounded(seed, eta, kind, experts):
+    p_TK = streams(kind, np.random.default_rng(seed), 600, experts)
+    loss, _ = play(lambda t, _: p_TK[t], 600, eta, experts)
+    assert loss - best_mixture(p_TK) <= regret_bound(experts, 600, eta) + 1e-6
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.1])
+@pytest.mark.parametrize("chosen", [np.argmin, np.argmax])
+def test_regret_is_bounded_against_an_adversary(eta, chosen):
+    def p_of(t, w_K):
+        return np.eye(len(w_K))[int(chosen(w_K))]
+
+    loss, p_TK = play(p_of, 800, eta, 4)
+    assert loss - best_mixture(p_TK) <= regret_bound(4, 800, eta) + 1e-6
+
+
+@pytest.mark.parametrize("rounds", [200, 800])
+def test_the_tuned_rate_gives_the_papers_regret(rounds):
+    rate = math.sqrt(math.log(4) / (4 * rounds))
+    p_TK = streams("one right", np.random.default_rng(rounds), rounds, 4)
+    loss, _ = play(lambda t, _: p_TK[t], rounds, rate / (1 + rate), 4)
+    assert loss - best_mixture(p_TK) <= 2 * math.sqrt(4 * rounds * math.log(4)) + math.log(4)

@@ -189,6 +189,19 @@ def test_a_batch_answers_each_as_it_would_alone(loaded):
     assert together == alone
 
 
+def test_shares_come_to_those_who_ask_and_sum_to_the_scores(loaded):
+    body = {"items": ["item-1", "item-5"], "k": 7}
+    questions = [parse(json.dumps(body | extra).encode()) for extra in ({}, {"explain": True})]
+    plain, explained = answer(loaded, questions, NOW_MS, "r1")
+    assert (plain.items, plain.scores) == (explained.items, explained.scores)
+    assert "shares" not in json.loads(plain.to_json())
+    shares = json.loads(explained.to_json())["shares"]
+    assert list(shares) == ["neural", "popular", "uniform"]
+    np.testing.assert_allclose(np.sum(list(shares.values()), axis=0), explained.scores, rtol=1e-5)
+    with pytest.raises(RequestError, match='"explain" is "yes"; send true or false'):
+        parse(b'{"items": [], "explain": "yes"}')
+
+
 def test_tombstones_are_never_answered(store, loaded):
     bundle = replace(loaded.bundle, tombstones=(0, 3))
     got = ask(load_bundle(store, bundle), items=["item-3"], k=100)

@@ -55,6 +55,8 @@ class Bundle:
     watermark_ms: int
     weights: Mapping[str, float]
     """Of the blend, by expert."""
+    seen_last: bool
+    """Whether items of a query's own context come last."""
     recipe: Mapping[str, Any]
     """The sections that parts cannot be read without: model, inputs, catalogue, experts, columns."""
     parts: Mapping[str, PartRef]
@@ -97,6 +99,7 @@ def bundle_of(manifest: Manifest, parent: int | None = None) -> Bundle:
         wall_ms=manifest.envelope.wall_ms,
         watermark_ms=manifest.facts["watermark_ms"],
         weights=dict(manifest.facts["weights"]),
+        seen_last=manifest.facts["seen_last"],
         recipe=dict(manifest.facts["recipe"]),
         parts={name: ref for name, ref in sorted(manifest.parts.items()) if name.split("/")[0] in SERVED},
     )
@@ -183,6 +186,7 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
         Weights.from_mapping(bundle.weights),
         bundle.watermark_ms,
         inputs.max_events,
+        bundle.seen_last,
     )
     columns = ColumnsConfig.model_validate(bundle.recipe["columns"])
     return Loaded(bundle, recommender.freeze(), catalogue, columns)

@@ -4,9 +4,18 @@ Every section is frozen, and unknown keys are rejected. A validator may reject, 
 Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are event time.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -180,6 +189,35 @@ class SoftmaxConfig(Section):
     """"prefixes": every prefix an example of its own; "sessions": a loss at every position of one pass."""
 
 
+class SampledSoftmaxConfig(Section):
+    """Cross-entropy over items that are drawn for each step: what a step costs does not depend on the catalogue's size.
+
+    For training only: served and scored probabilities are those of the whole softmax.
+    """
+
+    kind: Literal["sampled_softmax"] = "sampled_softmax"
+    examples: Literal["prefixes", "sessions"] = "prefixes"
+    """As for "softmax"."""
+    negatives: PositiveInt = 4096
+    """Items drawn a step, shared by all its examples on all ranks; where fewer are eligible, all of them."""
+    draw: Literal["uniform", "frequency"] = "uniform"
+    """"frequency": in proportion to how often an item was a target, decayed; the loss is corrected for it (logQ)."""
+    half_life_targets: PositiveInt = 1_000_000
+    """Of the frequencies: a target so many targets ago counts half."""
+    uniform_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Of the draws by frequency: so many are spread evenly, so that every item can be drawn."""
+
+
+def _with_kind(section: Any) -> Any:  # noqa: ANN401 (a mapping from a file, or a section)
+    return {"kind": "softmax", **section} if isinstance(section, dict) else section
+
+
+ObjectiveConfig = Annotated[
+    SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]
+"""Every kind of objective; a section that names none is a "softmax"."""
+
+
 class OnlineConfig(Section):
     """Plain gradient updates, guarded."""
 
@@ -268,6 +306,15 @@ class BlendConfig(Section):
     """Spread evenly over all experts at every query, so that no weight can die."""
 
 
+class RecommendConfig(Section):
+    """What a version does with the items that a query's context already holds."""
+
+    seen: Literal["keep", "last", "auto"] = "auto"
+    """"keep": they compete; "last": they come after all others; "auto": as ``repeat_share`` says."""
+    repeat_share: Share = 0.02
+    """"auto" puts them last while a smaller share of the stream's targets than this was in its own context."""
+
+
 class EvaluationConfig(Section):
     """What is scored before it is trained."""
 
@@ -344,11 +391,12 @@ class Recipe(Section):
     catalogue: CatalogueConfig = CatalogueConfig()
     history: HistoryConfig = HistoryConfig()
     model: SasRecConfig = SasRecConfig()
-    objective: SoftmaxConfig = SoftmaxConfig()
+    objective: ObjectiveConfig = SoftmaxConfig()
     methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()
     experts: tuple[ExpertConfig, ...] = (PopularConfig(),)
     blend: BlendConfig = BlendConfig()
+    recommend: RecommendConfig = RecommendConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     store: StoreConfig = StoreConfig()

@@ -1,6 +1,7 @@
 """What the counting experts say about a block of queries, in the form that ranking and mixing need.
 
 A vote is checked before it counts: one that is not finite, or negative, is an abstention, and is counted as a fault.
+Where seen items come last, a vote is renormalised over the unseen ones; one that has nothing for them abstains.
 Shape legend: Q queries of a block, R = Q + 1 offsets, T targets (flat) or ragged entries, E eligible items.
 """
 
@@ -14,53 +15,74 @@ from torch import Tensor
 from headrace.catalogue.eligible import Eligible
 from headrace.experts.base import Expert, Shared, Sparse
 from headrace.inputs.contexts import Contexts
+from headrace.recommend.seen import Seen
 
 MISS = int(np.iinfo(np.int64).max)
 """The rank of a target that cannot be answered: beyond every cutoff."""
+_LEAST = 1e-6  # of a shared vector's mass that must be left to the unseen, so that it can be renormalised
 
 
-class SharedVote:
-    """One probability vector for every query."""
+class SharedTable:
+    """One probability vector for every query, and what ranking needs of it; the same from block to block."""
 
     def __init__(self, p_E: NDArray[np.float32]) -> None:
         self.p_E = p_E
         self.sound = bool(np.isfinite(p_E).all()) and bool((p_E >= 0.0).all())
         self._ascending_E: NDArray[np.float32] | None = None
 
-    def active(self, num_queries: int) -> NDArray[np.bool_]:
-        """Whether it votes, per query."""
-        return np.full(num_queries, self.sound)
-
-    def probability(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of these columns, each for its query."""
-        return self.p_E[column_T].astype(np.float64)
-
-    def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
-        """1 + the number of other items with at least this probability."""
+    def count_at_least(self, bound_T: NDArray[np.float32]) -> NDArray[np.int64]:
+        """How many items have at least this probability."""
         if self._ascending_E is None:
             self._ascending_E = np.sort(self.p_E)
-        return len(self.p_E) - np.searchsorted(self._ascending_E, self.p_E[column_T], side="left").astype(np.int64)
+        return len(self.p_E) - np.searchsorted(self._ascending_E, bound_T, side="left").astype(np.int64)
+
+
+class SharedVote:
+    """A shared table's vote on a block."""
+
+    def __init__(self, table: SharedTable, num_queries: int, seen: Seen | None) -> None:
+        self.p_E = table.p_E
+        self.left_Q = np.ones(num_queries) if seen is None or not table.sound else 1.0 - seen.mass(table.p_E)
+        """What its probabilities over the unseen items of each query sum to."""
+        self.active_Q = np.asarray(self.left_Q > _LEAST) & table.sound
+        self._table = table
+        self._seen = seen
+
+    def probability(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of these columns, each unseen and for its query, which must be active."""
+        return self.p_E[column_T] / self.left_Q[row_T]
+
+    def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
+        """1 + the number of other items with at least this probability: all of them for a seen one."""
+        bound_T = self.p_E[column_T]
+        rank_T = self._table.count_at_least(bound_T)
+        if self._seen is None:
+            return rank_T
+        rank_T -= self._seen.count_at_least(self.p_E, row_T, bound_T)
+        return np.where(self._seen.holds(row_T, column_T), len(self.p_E), rank_T)
 
 
 class SparseVote:
     """A sparse row for each query; an empty row abstains."""
 
-    def __init__(self, sparse: Sparse, num_items: int) -> None:
+    def __init__(self, sparse: Sparse, num_items: int, seen: Seen | None) -> None:
         self._num_items = num_items
         length_Q = np.diff(sparse.offset_R)
         row_T = np.repeat(np.arange(len(length_Q)), length_Q)
         good_T = np.isfinite(sparse.p_T) & (sparse.p_T >= 0.0)
         self.unsound_Q = np.bincount(row_T[~good_T], minlength=len(length_Q)) > 0
-        self._active_Q = (length_Q > 0) & ~self.unsound_Q
-        keep_T = self._active_Q[row_T]
-        order_T = np.lexsort((sparse.column_T[keep_T], row_T[keep_T]))
-        self.row_T = row_T[keep_T][order_T]
-        self.column_T = sparse.column_T[keep_T][order_T]
-        self.p_T = sparse.p_T[keep_T][order_T]
-
-    def active(self, num_queries: int) -> NDArray[np.bool_]:
-        """Whether it votes, per query."""
-        return self._active_Q
+        keep_T = ~self.unsound_Q[row_T]
+        if seen is not None:
+            keep_T &= ~seen.holds(row_T, sparse.column_T)
+        row_T, column_T, p_T = row_T[keep_T], sparse.column_T[keep_T], sparse.p_T[keep_T]
+        if seen is None:
+            self.active_Q = np.bincount(row_T, minlength=len(length_Q)) > 0
+        else:
+            left_Q = np.bincount(row_T, weights=p_T, minlength=len(length_Q))
+            self.active_Q = left_Q > 0.0
+            p_T = (p_T / np.where(self.active_Q, left_Q, 1.0)[row_T]).astype(np.float32)
+        order_T = np.lexsort((column_T, row_T))
+        self.row_T, self.column_T, self.p_T = row_T[order_T], column_T[order_T], p_T[order_T]
 
     def probability(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of these columns, each for its query; 0 for those it does not name."""
@@ -96,25 +118,25 @@ class Voters:
     def __init__(self, experts: list[Expert], eligible: Eligible) -> None:
         self._experts = experts
         self._eligible = eligible
-        self._shared: dict[str, SharedVote] = {}
+        self._shared: dict[str, SharedTable] = {}
         self.faults: Counter[str] = Counter()
         """Queries on which an expert's vote was not a probability, by name."""
 
-    def ask(self, contexts: Contexts, query_QD: NDArray[np.float32]) -> dict[str, Vote]:
+    def ask(self, contexts: Contexts, query_QD: NDArray[np.float32], seen: Seen | None) -> dict[str, Vote]:
         """Every expert's vote on these queries, by name, in the recipe's order."""
-        return {expert.name: self._ask(expert, contexts, query_QD) for expert in self._experts}
+        return {expert.name: self._ask(expert, contexts, query_QD, seen) for expert in self._experts}
 
-    def _ask(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32]) -> Vote:
+    def _ask(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32], seen: Seen | None) -> Vote:
         match expert.probabilities(contexts, query_QD, self._eligible):
             case None:
                 return None
             case Shared(p_E):
-                known = self._shared.get(expert.name)
-                if known is None or known.p_E is not p_E:
-                    known = self._shared[expert.name] = SharedVote(p_E)
-                self.faults[expert.name] += 0 if known.sound else len(contexts)
-                return known
+                table = self._shared.get(expert.name)
+                if table is None or table.p_E is not p_E:
+                    table = self._shared[expert.name] = SharedTable(p_E)
+                self.faults[expert.name] += 0 if table.sound else len(contexts)
+                return SharedVote(table, len(contexts), seen)
             case Sparse() as sparse:
-                vote = SparseVote(sparse, len(self._eligible))
+                vote = SparseVote(sparse, len(self._eligible), seen)
                 self.faults[expert.name] += int(vote.unsound_Q.sum())
                 return vote

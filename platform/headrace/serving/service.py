@@ -20,7 +20,7 @@ MAX_K = 1000
 MAX_IDS = 10_000
 """Ids in ``items`` or ``exclude`` of one request."""
 MAX_BODY_BYTES = 2**20
-_KEYS = ("items", "k", "exclude", "ts", "session_id")
+_KEYS = ("items", "k", "exclude", "ts", "session_id", "explain")
 _SHOWN = 80  # characters of a received value in an error
 
 ItemId = int | str
@@ -50,6 +50,8 @@ class Question:
     """Event time; None: now."""
     session: int = 0
     """Hash of the session that asks; 0 where it is unknown."""
+    explain: bool = False
+    """Whether to say what each expert contributes to every score."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,15 @@ class Answer:
     """Why the answer is what is popular, in words; None where the session's items were used."""
     as_of_ms: int
     """Event time as of which it was asked."""
+    shares: dict[str, list[float]] | None = None
+    """By expert, what it contributes to each score: they sum to the scores. None, and not sent, unless asked for."""
 
     def to_json(self) -> bytes:
         """The body of the response."""
-        return json.dumps(asdict(self)).encode()
+        content = asdict(self)
+        if self.shares is None:
+            del content["shares"]
+        return json.dumps(content).encode()
 
 
 def parse(body: bytes) -> Question:
@@ -90,7 +97,7 @@ def parse(body: bytes) -> Question:
         raise RequestError(f"no such key: {', '.join(unknown)}; the keys are {', '.join(_KEYS)}")
     if "items" not in raw:
         raise RequestError('"items" is missing; send the session\'s item ids, oldest first (an empty list is fine)')
-    return Question(_ids(raw, "items"), _k(raw), _ids(raw, "exclude"), _ts(raw), _session(raw))
+    return Question(_ids(raw, "items"), _k(raw), _ids(raw, "exclude"), _ts(raw), _session(raw), _explain(raw))
 
 
 def answer(loaded: Loaded, questions: Sequence[Question], now_ms: int, replica: str) -> list[Answer]:
@@ -109,7 +116,8 @@ def answer(loaded: Loaded, questions: Sequence[Question], now_ms: int, replica: 
         ]
     )
     exclude = [catalogue.numbers(_array(question.exclude)) for question in questions]
-    top = recommender.top(contexts, max(question.k for question in questions), exclude)
+    k = max(question.k for question in questions)
+    top = recommender.top(contexts, k, exclude, explain=any(question.explain for question in questions))
     answers = []
     for row, question in enumerate(questions):
         there_K = top.number_QK[row, : question.k] >= 0
@@ -123,6 +131,9 @@ def answer(loaded: Loaded, questions: Sequence[Question], now_ms: int, replica: 
                 list(dict.fromkeys(item for item, unknown in zip(question.items, unknown_L, strict=True) if unknown)),
                 _fallback(question) if top.fallback_Q[row] else None,
                 as_of[row],
+                {name: share_QK[row, : question.k][there_K].tolist() for name, share_QK in top.shares.items()}
+                if question.explain
+                else None,
             )
         )
     return answers
@@ -180,6 +191,13 @@ def _session(raw: Mapping[str, Any]) -> int:
     if not isinstance(session, int | str) or isinstance(session, bool):
         raise RequestError(f'"session_id" is {_shown(session)}; send an integer or a string, as in the log')
     return hash64("session", session)
+
+
+def _explain(raw: Mapping[str, Any]) -> bool:
+    explain = raw.get("explain", False)
+    if not isinstance(explain, bool):
+        raise RequestError(f'"explain" is {_shown(explain)}; send true or false')
+    return explain
 
 
 def _shown(value: object) -> str:

@@ -18,7 +18,7 @@ from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision, Signs, decide
-from headrace.evaluation.prequential import Scored, sample, score
+from headrace.evaluation.prequential import Queries, Scored, sample, score
 from headrace.inputs.contexts import Contexts, concatenate
 from headrace.recommend.recommender import Recommender
 from headrace.records import CutRows
@@ -45,6 +45,8 @@ class Taken:
     fates: Mapping[str, int]
     """Rows by fate."""
     max_user_events: int
+    repeats: tuple[int, int]
+    """Targets that the cut's queries ask for, and how many lie in their own contexts."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,16 @@ def train_increment(
     cut, warmup = cut_rows.cut, state.commit is None
     state.catalogue.admit(cut_rows.item_I)
     intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe)
-    taken = _gather_taken(intake, group)
-    scored = _score(intake, state, group, cut.number, committer.store)
+    asked = questions.queries(intake, state.recipe.inputs)
+    taken = _gather_taken(intake, asked, group)
+    scored = _score(asked, state, group, cut.number, committer.store)
+    state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
     watch.lap("score")
     trained = _train(intake, taken, state, group, cut.number, warmup)
     watch.lap("train")
     candidate = state.recommender()
-    decision = reviewed.explain(_gate(state, candidate, intake, taken, trained, group, reviewed, warmup))
+    decision = reviewed.explain(_gate(state, candidate, asked, taken, trained, group, reviewed, warmup))
     fates = dict(taken.fates)
     if decision.verdict == "reject":
         _go_back(state, committer.store, group, decision)
@@ -113,7 +117,7 @@ def _max_queries(state: LearnerState) -> int | None:
     return None if limit == "all" else max(1, min(limit, _SCORES // max(1, len(state.catalogue))))
 
 
-def _gather_taken(intake: Intake, group: Group) -> Taken:
+def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
     trained_N = intake.trained_N
     _, per_owner = np.unique(intake.owner_N[trained_N], return_counts=True)
     counts = intake.counts()
@@ -123,23 +127,25 @@ def _gather_taken(intake: Intake, group: Group) -> Taken:
             "ts": intake.rows.ts_N[trained_N],
             "fates": np.array(list(counts.values()), dtype=np.int64),
             "max_user": np.array([per_owner.max(initial=0)], dtype=np.int64),
+            "repeats": np.array(asked.count_repeats(), dtype=np.int64),
         }
     )
     fates = np.sum([part["fates"] for part in parts], axis=0)
+    num_asked, num_repeated = np.sum([part["repeats"] for part in parts], axis=0).tolist()
     return Taken(
         np.concatenate([part["number"] for part in parts]),
         np.concatenate([part["ts"] for part in parts]),
         dict(zip(counts, fates.tolist(), strict=True)),
         max(int(part["max_user"][0]) for part in parts),
+        (num_asked, num_repeated),
     )
 
 
-def _score(intake: Intake, state: LearnerState, group: Group, increment: int, store: Store) -> Scored | None:
+def _score(asked: Queries, state: LearnerState, group: Group, increment: int, store: Store) -> Scored | None:
     """Before anything learns from the cut: figures of every version that matters, and the blend's new weights."""
     recipe = state.recipe
     if state.learner is None or state.live is None:
         return None
-    asked = questions.queries(intake, recipe.inputs)
     asked = sample(asked, _max_queries(state), recipe.seed, group.gather)
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
     scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
@@ -202,7 +208,7 @@ def _update_ratio(before: list[torch.Tensor], after: list[torch.Tensor]) -> floa
 def _gate(
     state: LearnerState,
     candidate: Recommender,
-    intake: Intake,
+    asked: Queries,
     taken: Taken,
     trained: Trained,
     group: Group,
@@ -211,13 +217,8 @@ def _gate(
 ) -> Decision:
     """The verdict on the candidate; the warm-up also draws the probes that versions are compared on."""
     if state.probes is None:
-        asked = sample(
-            questions.queries(intake, state.recipe.inputs),
-            state.recipe.gate.num_probes,
-            state.recipe.seed,
-            group.gather,
-        )
-        state.probes = concatenate([Contexts(**part) for part in group.gather(asked.contexts.__dict__)])
+        probes = sample(asked, state.recipe.gate.num_probes, state.recipe.seed, group.gather)
+        state.probes = concatenate([Contexts(**part) for part in group.gather(probes.contexts.__dict__)])
     finite, max_abs = state.step.extremes()
     _, per_item = np.unique(taken.number_N, return_counts=True)
     signs = Signs(

@@ -29,6 +29,7 @@ from headrace.models.base import RecallModel
 from headrace.models.build import build_model, load_model, model_parts
 from headrace.objectives.softmax import build_objective
 from headrace.recommend.recommender import Recommender
+from headrace.recommend.seen import Repeats
 from headrace.store.arrays import load_arrays
 from headrace.store.store import Store
 from headrace.train.group import Group
@@ -53,6 +54,8 @@ class LearnerState:
     experts: list[Expert]
     weights: Weights
     history: SegmentLog
+    repeats: Repeats
+    """How often the stream's targets were in their own contexts: what ``recommend.seen = "auto"`` follows."""
     seen: SegmentLog | None
     """Event ids that have arrived; None where the log has no such column."""
     probes: Contexts | None = None
@@ -95,6 +98,11 @@ class LearnerState:
         """The items that may be answered as of the watermark."""
         return self.catalogue.eligible(self.watermark_ms, self.recipe.catalogue.alive_s)
 
+    @property
+    def seen_last(self) -> bool:
+        """Whether items of a query's own context come last."""
+        return self.repeats.seen_last(self.recipe.recommend)
+
     def recommender(self) -> Recommender:
         """The learner as it would be served now; it reads the model's weights in place."""
         return Recommender(
@@ -105,6 +113,7 @@ class LearnerState:
             self.weights,
             self.watermark_ms,
             self.recipe.inputs.max_events,
+            self.seen_last,
         )
 
     def note_live(self) -> None:
@@ -139,6 +148,8 @@ class LearnerState:
             "recipe": {name: recipe[name] for name in ("model", "inputs", "catalogue", "experts", "columns")},
             "watermark_ms": self.watermark_ms,
             "weights": self.weights.as_mapping(),
+            "repeats": [self.repeats.asked, self.repeats.repeated],
+            "seen_last": self.seen_last,
             "num_items": len(self.catalogue),
             "num_eligible": len(self.eligible),
             "last_version": self.version,
@@ -160,6 +171,7 @@ def fresh(recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
         build_experts(recipe.experts),
         Weights.even([expert.name for expert in recipe.experts]),
         _history(recipe, group),
+        Repeats(),
         _seen(recipe, group),
     )
 
@@ -202,6 +214,7 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.watermark_ms = facts["watermark_ms"]
     state.version = facts["last_version"]
     state.num_holds = facts["num_holds"]
+    state.repeats = Repeats(*facts["repeats"])
     state.rows = dict(facts["rows"])
     state.trial = Trial.from_state(facts["trial"])
     state.commit = manifest
