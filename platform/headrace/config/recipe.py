@@ -168,6 +168,50 @@ class HistoryConfig(Section):
     """Of all ranks together; the oldest rows go first."""
 
 
+class ReservoirConfig(Section):
+    """Uniform over everything that was ever trained."""
+
+    kind: Literal["reservoir"] = "reservoir"
+
+
+class RecencyConfig(Section):
+    """The newer the likelier, by half-life: kept and drawn alike."""
+
+    kind: Literal["recency"] = "recency"
+    half_life_s: PositiveFloat | None = None
+    """Of event time."""
+    half_life_increments: PositiveFloat | None = None
+    """Instead: an example so many increments older is half as likely."""
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> "RecencyConfig":
+        if (self.half_life_s is None) == (self.half_life_increments is None):
+            raise ValueError("replay.policy needs one of half_life_s and half_life_increments, and not both")
+        return self
+
+
+class FrequencyConfig(Section):
+    """A quota for each target item, in proportion to its frequency among old and new examples (ADER)."""
+
+    kind: Literal["frequency"] = "frequency"
+
+
+ReplayPolicyConfig = Annotated[ReservoirConfig | RecencyConfig | FrequencyConfig, Field(discriminator="kind")]
+"""Every kind of replay policy that a recipe may name."""
+
+
+class ReplayBufferConfig(Section):
+    """The examples of earlier increments that methods may train on again."""
+
+    policy: ReplayPolicyConfig = ReservoirConfig()
+    max_bytes: PositiveInt = 64 * 2**20
+    """Of all ranks together, with those that wait for their commit; at most three quarters once these are in."""
+    segment_bytes: PositiveInt = 4 * 2**20
+    """A snapshot's parts are about so large; those in which nothing changed are not written again."""
+    in_flight: PositiveInt = 4
+    """Batches that a rank asks for ahead of the step that trains on them."""
+
+
 class SasRecConfig(Section):
     """A causal transformer over the context's items (SASRec, arXiv 1808.09781)."""
 
@@ -390,6 +434,7 @@ class Recipe(Section):
     inputs: InputsConfig = InputsConfig()
     catalogue: CatalogueConfig = CatalogueConfig()
     history: HistoryConfig = HistoryConfig()
+    replay: ReplayBufferConfig = ReplayBufferConfig()
     model: SasRecConfig = SasRecConfig()
     objective: ObjectiveConfig = SoftmaxConfig()
     methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
