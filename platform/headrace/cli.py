@@ -194,6 +194,21 @@ def bench_stream(
     _bench("stream", words, out, data=data, increments=increments, device=device)
 
 
+@bench.command("blend")
+def bench_blend(
+    data: Data,
+    words: Words = None,
+    increments: Annotated[
+        int | None, typer.Option(min=1, help="Cuts after the warm-up; all of the log by default.", show_default=False)
+    ] = None,
+    ranked: Annotated[int, typer.Option(min=1, help="Queries of a cut that are ranked, too.")] = 500,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """The blend's moving weights against the best fixed ones in hindsight, on the same queries; imports no Ray."""
+    _bench("blend", words, out, data=data, increments=increments, ranked=ranked, device=device)
+
+
 @bench.command("continual")
 def bench_continual(
     data: Data,

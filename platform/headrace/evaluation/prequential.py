@@ -120,7 +120,7 @@ def score(
         "shard": queries.shard_Q,
         "row": queries.row_Q,
         "length": np.diff(queries.offset_R),
-        "known": _known(queries, learner),
+        "known": known(queries, learner),
         **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
         **{f"p/{name}": p_Q for name, p_Q in per_query(own.probability, queries.offset_R).items()},
         **{f"sign/{name}": sign_Q for name, sign_Q in signs.items()},
@@ -135,8 +135,8 @@ def _signs(live: Judged, trusted: Judged, offset_R: NDArray[np.int64]) -> dict[s
     }
 
 
-def _known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
-    """Whether the learner knows an item of the context, and a target may be answered."""
+def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
+    """Of each query, ``(Q,)``: whether the learner knows an item of its context, and a target may be answered."""
     context_Q = queries.contexts.known(learner.num_items).length_Q > 0
     target_T = learner.eligible.column_of(queries.target_T) >= 0
     return np.asarray(context_Q & (np.add.reduceat(np.append(target_T, False), queries.offset_R[:-1]) > 0))

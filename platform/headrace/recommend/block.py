@@ -63,7 +63,8 @@ class Block:
         for place, vote in enumerate(self.votes.values(), start=1):
             active_QK[:, place] = vote.active_Q if vote is not None else False
         weight_QK: NDArray[np.float64] = active_QK * weight_K
-        return weight_QK / weight_QK.sum(axis=1, keepdims=True)
+        weight_QK /= weight_QK.sum(axis=1, keepdims=True)
+        return weight_QK
 
     def mix(self, weight_QK: NDArray[np.float64], total_Q: NDArray[np.float64]) -> Tensor:
         """The blend's scores ``(Q, E)``, in place of the exponentials whose sums are ``total_Q``."""
@@ -78,6 +79,22 @@ class Block:
                 vote.add_to(score_QE, weight_QK[:, place].astype(np.float32))
         put_seen(score_QE, self.seen, 0.0)
         return score_QE
+
+    def probabilities(self, total_Q: NDArray[np.float64]) -> dict[str, Tensor]:
+        """Every expert's probabilities, by name, ``(Q, E)``: what ``mix`` sums up. Zeros where it abstains."""
+        like_QE = self.logits_QE
+        neural_QE = like_QE * torch.from_numpy((self.neural_Q / total_Q)[:, None]).to(like_QE)
+        uniform_QE = torch.ones_like(like_QE) * torch.from_numpy(1.0 / self.num_unseen_Q[:, None]).to(like_QE)
+        dense = {NEURAL: neural_QE, **{name: torch.zeros_like(like_QE) for name in self.votes}, UNIFORM: uniform_QE}
+        for name, vote in self.votes.items():
+            if isinstance(vote, SharedVote):
+                scale_Q1 = (vote.active_Q / np.where(vote.active_Q, vote.left_Q, 1.0))[:, None]
+                dense[name] = torch.from_numpy(scale_Q1).to(like_QE) * torch.from_numpy(vote.p_E).to(like_QE)
+            elif vote is not None:
+                vote.add_to(dense[name], vote.active_Q.astype(np.float32))
+        for p_QE in dense.values():
+            put_seen(p_QE, self.seen, 0.0)
+        return dense
 
     def shares(
         self,

@@ -11,6 +11,7 @@ K answers or experts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,8 +90,7 @@ class Recommender:
         self.seen_last = seen_last
         self._slot_I = slot_I
         self._names = names
-        weight_of = weights.as_mapping()
-        self._weight_K = np.array([weight_of[name] for name in names], dtype=np.float64)
+        self._weight_K = self._in_order(weights)
         self._voters = Voters(list(experts), eligible)
         self._slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(model.table.weight.device)
         self._frozen_ED: Tensor | None = None
@@ -156,6 +156,25 @@ class Recommender:
                 index_T = begin + np.flatnonzero(column_T[begin:end] >= 0)
                 self._judge_block(block, index_T, query_T[index_T] - block.first, column_T[index_T], judged)
         return judged
+
+    def probabilities(self, contexts: Contexts) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Block by block, which queries, and every expert's probabilities ``(Q, E)``, by name: for studies of the mix.
+
+        Zeros where an expert abstains.
+        """
+        with answering(self.model):
+            for block in self._blocks(contexts):
+                yield slice(block.first, block.first + len(block)), block.probabilities(block.exponentials())
+
+    def reweighted(self, weights: Weights) -> "Recommender":
+        """The same version with other weights of the blend; everything else is shared."""
+        other = copy(self)
+        other._weight_K = self._in_order(weights)
+        return other
+
+    def _in_order(self, weights: Weights) -> NDArray[np.float64]:
+        weight_of = weights.as_mapping()
+        return np.array([weight_of[name] for name in self._names], dtype=np.float64)
 
     def _judge_block(
         self,

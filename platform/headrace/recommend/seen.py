@@ -64,7 +64,8 @@ class Seen:
 
     def mass(self, p_E: NDArray[np.float32]) -> NDArray[np.float64]:
         """What a shared vector gives to the seen items of each query, ``(Q,)``."""
-        return np.bincount(self.row_S, weights=p_E[self.column_S], minlength=len(self.count_Q))
+        mass_Q = np.bincount(self.row_S, weights=p_E[self.column_S], minlength=len(self.count_Q))
+        return mass_Q.astype(np.float64)  # without any pair they are integers
 
     def count_at_least(
         self, p_E: NDArray[np.float32], row_T: NDArray[np.int64], bound_T: NDArray[np.float32]

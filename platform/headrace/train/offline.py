@@ -13,6 +13,7 @@ from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
+from headrace.evaluation.prequential import Queries
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -21,9 +22,11 @@ from headrace.feed.rows import cut_rows
 from headrace.records import KEY_GROUPS, CutRows
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
+from headrace.train import questions
 from headrace.train.committer import Committer
 from headrace.train.group import Solo
 from headrace.train.increment import train_increment
+from headrace.train.intake import take
 from headrace.train.state import LearnerState, fresh
 from headrace.train.step import repeatable
 
@@ -62,6 +65,13 @@ def replay(
                 part = cut_rows(reader, cut, recipe.columns, range(KEY_GROUPS))
                 yield train_increment(change(part, state), state, group, committer)
                 done = cut.number
+
+
+def queries_of(part: CutRows, state: LearnerState) -> Queries:
+    """What the next increment will ask before it trains on these rows; for what ``replay`` hands to ``change``."""
+    state.catalogue.admit(part.item_I)
+    intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe)
+    return questions.queries(intake, state.recipe.inputs)
 
 
 def peak_mb() -> float:
