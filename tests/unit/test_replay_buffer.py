@@ -191,7 +191,7 @@ def test_going_on_from_a_snapshot_gives_the_same_bytes_as_never_having_stopped(c
         assert_same(*(next(held.batches(cut + 1, [16])) for held in (through, stopped)))
         if cut % 4 == 0:
             stopped = replay(tmp_path / "b", config=config)
-            stopped.restore(without_folder(refs))
+            stopped.restore(without_folder(refs), 1)
             assert stopped.snapshot() == refs
             assert stopped.held() == through.held()
 
@@ -213,8 +213,8 @@ def test_an_empty_replay_gives_empty_batches_and_a_snapshot(tmp_path):
     assert [len(batch) for batch in held.batches(1, [4, 4])] == [0, 0]
     refs = held.snapshot()
     assert list(refs) == ["replay/0000/index"]
-    held.restore(without_folder(refs))
-    held.restore({})
+    held.restore(without_folder(refs), 1)
+    held.restore({}, 1)
     assert held.held().num_examples == 0
 
 
@@ -235,7 +235,7 @@ def test_segments_in_which_nothing_changed_are_not_touched_again(tmp_path, monke
     written.clear()
     assert held.snapshot() == refs
     assert written == []
-    held.restore(without_folder(refs))
+    held.restore(without_folder(refs), 1)
     assert held.snapshot() == refs
     assert len(written) == 1, "the index alone"
 
@@ -256,7 +256,7 @@ def test_another_world_size_deals_the_examples_out_again_by_key_group(worlds, tm
     after = set()
     for rank in range(worlds[1]):
         held = replay(tmp_path, rank=rank, world=worlds[1], max_bytes=600_000)
-        held.restore(refs)
+        held.restore(refs, worlds[0])
         drawn = held.sample(9, 0, 5000)
         assert set((drawn.row_T * 7 % 64 % worlds[1]).tolist()) == {rank}
         mine = set(zip(drawn.shard_T.tolist(), drawn.row_T.tolist(), strict=True))
@@ -275,7 +275,7 @@ def test_dealt_out_reservoirs_are_still_uniform_over_what_was_seen(tmp_path):
         held.admit(rank)
         refs |= without_folder(held.snapshot())
     held = replay(tmp_path, max_bytes=120_000)
-    held.restore(refs)
+    held.restore(refs, 2)
     drawn = held.sample(9, 0, held.held().num_examples)
     num_first = (drawn.shard_T == 0).sum()
     assert held.held().size_bytes <= 120_000
@@ -289,7 +289,7 @@ def test_another_policy_or_a_smaller_budget_goes_on_from_what_is_there(tmp_path)
         held.admit(cut)
     refs = held.snapshot()
     other = replay(tmp_path, config=RecencyConfig(half_life_increments=1), max_bytes=20_000)
-    other.restore(without_folder(refs))
+    other.restore(without_folder(refs), 1)
     assert other.held().size_bytes <= 20_000
     other.stage(20, examples(20, 40), groups(40))
     other.admit(20)
@@ -302,10 +302,10 @@ def test_a_missing_part_or_rank_is_named(tmp_path):
     held.admit(0)
     refs = without_folder(held.snapshot())
     with pytest.raises(StoreError, match="no parts of rank 0"):
-        held.restore({name.replace("0000/", "0001/", 1): ref for name, ref in refs.items()})
+        held.restore({name.replace("0000/", "0001/", 1): ref for name, ref in refs.items()}, 1)
     Store(str(tmp_path)).delete(part_name(refs["0000/00000000"].sha256))
     with pytest.raises(StoreError, match="is missing from"):
-        held.restore(refs)
+        held.restore(refs, 1)
 
 
 def test_the_key_group_of_an_example_is_its_first_targets():

@@ -51,10 +51,11 @@ class Replay(Protocol):
     waited_s: float
     """How long callers have waited for batches so far; for reports."""
 
-    def restore(self, refs: Refs) -> None:
-        """Runs before anything else: become what a commit's parts say (the manifest's folder "replay", of all ranks).
+    def restore(self, refs: Refs, world: int) -> None:
+        """Runs before anything else: become what a commit's parts say (the manifest's folder "replay"); none: empty.
 
-        No parts: empty. Where another number of ranks wrote them, this rank's key groups are dealt out to it.
+        ``world`` ranks wrote them. Where that is another number than now, all ranks' parts must be there, and this
+        rank's key groups are dealt out to it. StoreError where parts are missing.
         """
         ...
 
@@ -106,17 +107,18 @@ class LocalReplay:
         self._buffer = self._fresh()
         self._stored: dict[str, tuple[dict[str, NDArray[Any]], PartRef]] = {}
 
-    def restore(self, refs: Refs) -> None:
+    def restore(self, refs: Refs, world: int) -> None:
         """See ``Replay``."""
         self._buffer, self._stored = self._fresh(), {}
-        world = len({name.split("/")[0] for name in refs})
+        if not refs:
+            return
         if world == self._spec.world:
             parts = self._read(refs, self._rank)
             self._buffer.load(parts)
             own = f"{self._rank:04d}"
             now = self._buffer.parts()
             self._stored = {name: (now[name], refs[f"{own}/{name}"]) for name in parts if name in now and name != INDEX}
-        elif world:
+        else:
             ranks = [self._read(refs, rank) for rank in range(world)]
             self._buffer.deal(ranks, self._rank, self._spec.world)
 
