@@ -51,15 +51,20 @@ class ItemTable(nn.Module):
 
     def rows(self, slot_BL: Tensor) -> Tensor:
         """The raw rows ``(B, L, D)``; zeros where the slot is -1."""
-        row_BLD = nn.functional.embedding(slot_BL.clamp(min=0), self.weight)
-        return row_BLD if bool((slot_BL >= 0).all()) else row_BLD * (slot_BL >= 0).unsqueeze(-1)
+        return read_rows(self.weight, slot_BL)
 
     def vectors(self, slot_E: Tensor) -> Tensor:
         """The rows ``(E, D)`` of these ascending slots; a view where they are a prefix of the table."""
-        num_slots = int(slot_E.shape[0])
-        if num_slots and int(slot_E[-1]) == num_slots - 1:
-            return self.weight[:num_slots]
-        return self.weight.index_select(0, slot_E)
+        return read_vectors(self.weight, slot_E)
+
+    def reset(self, slot_R: Tensor) -> None:
+        """These slots belong to other items from now on: their rows are as they were at the start."""
+        with torch.no_grad():
+            for chunk in torch.unique(slot_R // self._CHUNK).tolist():
+                start = chunk * self._CHUNK
+                member_R = slot_R[slot_R // self._CHUNK == chunk]
+                fresh_CD = self._fresh(start, start + self._CHUNK).to(self.weight)
+                self.weight[member_R] = fresh_CD[member_R - start]
 
     def _fresh(self, start: int, stop: int) -> Tensor:
         chunks = [torch.empty(0, self.width)]
@@ -69,3 +74,17 @@ class ItemTable(nn.Module):
             base = chunk * self._CHUNK
             chunks.append(rows_CD[max(start - base, 0) : stop - base])
         return torch.cat(chunks)
+
+
+def read_rows(weight_VD: Tensor, slot_BL: Tensor) -> Tensor:
+    """Rows ``(B, L, D)`` of a table, or of a part of one; zeros where the slot is -1."""
+    row_BLD = nn.functional.embedding(slot_BL.clamp(min=0), weight_VD)
+    return row_BLD if bool((slot_BL >= 0).all()) else row_BLD * (slot_BL >= 0).unsqueeze(-1)
+
+
+def read_vectors(weight_VD: Tensor, slot_E: Tensor) -> Tensor:
+    """Rows ``(E, D)`` at these ascending slots; a view where they are a prefix."""
+    num_slots = int(slot_E.shape[0])
+    if num_slots and int(slot_E[-1]) == num_slots - 1:
+        return weight_VD[:num_slots]
+    return weight_VD.index_select(0, slot_E)

@@ -1,8 +1,8 @@
-"""Cross-entropy over the whole eligible set.
+"""Cross-entropy over the whole eligible set, or over a sample of it that stands for the whole.
 
 The logits of a step are by far its largest array (256 targets over 43,000 items: 44 MB in float32), so this room holds
 one such array and no copy: exponentials take its place, and the gradients of queries and items are products with it.
-Shape legend: P queries, T targets, E eligible items, D width, R rows of a chunk.
+Shape legend: P queries, T targets, E items scored (all that are eligible, or a sample), D width, R rows of a chunk.
 """
 
 from typing import Any, Protocol, assert_never
@@ -10,7 +10,7 @@ from typing import Any, Protocol, assert_never
 import torch
 from torch import Tensor
 
-from headrace.config.recipe import SoftmaxConfig
+from headrace.config.recipe import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
 
 _ROWS = 32  # of logits, turned into exponentials at a time
 
@@ -18,11 +18,26 @@ _ROWS = 32  # of logits, turned into exponentials at a time
 class Objective(Protocol):
     """What is predicted, as a loss. Sums, never means: the loop divides by the weight of all ranks' targets."""
 
-    def loss(self, query_PD: Tensor, vectors_ED: Tensor, query_T: Tensor, column_T: Tensor, weight_T: Tensor) -> Tensor:
+    @property
+    def sampled(self) -> SampledSoftmaxConfig | None:
+        """How the items to score are drawn; None: all that are eligible are scored."""
+        ...
+
+    def loss(
+        self,
+        query_PD: Tensor,
+        vectors_ED: Tensor,
+        query_T: Tensor,
+        column_T: Tensor,
+        weight_T: Tensor,
+        correction_E: Tensor | None = None,
+    ) -> Tensor:
         """The weighted sum of the targets' negative log likelihoods, a scalar with a gradient.
 
         Logits are ``query_PD @ vectors_ED.T``. ``query_T``: the query that each target answers (a basket has many
         targets and one query). ``column_T``: the target's column, -1 where it is not eligible, which weighs nothing.
+        ``correction_E``: of a sample, what each item's logit is raised by (``Drawn.correction_N``), -inf for items that
+        are there as somebody's target only; None: all eligible items are there.
         """
         ...
 
@@ -30,8 +45,19 @@ class Objective(Protocol):
 class Softmax:
     """The exact softmax. Under bfloat16 autocast the products are taken in bfloat16, everything else in float32."""
 
-    def loss(self, query_PD: Tensor, vectors_ED: Tensor, query_T: Tensor, column_T: Tensor, weight_T: Tensor) -> Tensor:
+    sampled: SampledSoftmaxConfig | None = None
+
+    def loss(
+        self,
+        query_PD: Tensor,
+        vectors_ED: Tensor,
+        query_T: Tensor,
+        column_T: Tensor,
+        weight_T: Tensor,
+        correction_E: Tensor | None = None,
+    ) -> Tensor:
         """See ``Objective``."""
+        assert correction_E is None, "the whole softmax has nothing to correct"
         weight_T = weight_T.to(query_PD).masked_fill(column_T < 0, 0.0)
         total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
             query_PD, vectors_ED, query_T, column_T.clamp(min=0), weight_T
@@ -39,11 +65,44 @@ class Softmax:
         return total
 
 
-def build_objective(config: SoftmaxConfig) -> Objective:
+class SampledSoftmax:
+    """The softmax over drawn items, each standing for those that were not drawn (arXiv 2507.09331).
+
+    A query's own targets are in its sum with certainty: their expected count is one, so their logits stay as they are,
+    drawn or not (an accidental hit counts once, as the target). Of the other items, the drawn ones are raised by
+    log(drawn / expected). The sum over the sample then expects to be the sum over all, and with every item drawn once
+    it is the exact softmax.
+    """
+
+    def __init__(self, config: SampledSoftmaxConfig) -> None:
+        self.sampled: SampledSoftmaxConfig | None = config
+
+    def loss(
+        self,
+        query_PD: Tensor,
+        vectors_ED: Tensor,
+        query_T: Tensor,
+        column_T: Tensor,
+        weight_T: Tensor,
+        correction_E: Tensor | None = None,
+    ) -> Tensor:
+        """See ``Objective``."""
+        assert correction_E is not None, "a sample needs its corrections"
+        inside_T = column_T >= 0
+        query_T, column_T, weight_T = query_T[inside_T], column_T[inside_T], weight_T[inside_T].to(query_PD)
+        total: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            query_PD, vectors_ED, query_T, column_T, weight_T, correction_E.to(query_PD)
+        )
+        return total
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that this section of a recipe asks for."""
     match config:
         case SoftmaxConfig():
             return Softmax()
+        case SampledSoftmaxConfig():
+            return SampledSoftmax(config)
         case _:
             assert_never(config)
 
@@ -77,7 +136,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (((sum_P.log() + top_P)[query_T] - target_T) * weight_T).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: ANN401 torch's signature
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401 torch's signature
         query_PD, vectors_ED, exponential_PE, sum_P, query_T, column_T, weight_T = ctx.saved_tensors
         scale_T = weight_T * gradients[0]
         # probabilities are exponentials over their sum: the division falls on the small side of each product
@@ -89,3 +148,36 @@ class _CrossEntropy(torch.autograd.Function):
         to_query_PD.index_add_(0, query_T, vectors_ED[column_T].to(scale_T.dtype) * scale_T1)
         to_vectors_ED.index_put_((column_T,), query_PD[query_T].to(scale_T.dtype) * scale_T1, accumulate=True)
         return to_query_PD, to_vectors_ED, None, None, None
+
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    """The same over a sample: each query sees its own targets' logits as they are, all others corrected."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 torch's context has no type
+        query_PD: Tensor,
+        vectors_ED: Tensor,
+        query_T: Tensor,
+        column_T: Tensor,
+        weight_T: Tensor,
+        correction_E: Tensor,
+    ) -> Tensor:
+        device = query_PD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_PD.dtype
+        with torch.autocast(device, enabled=False):
+            low_query_PD, low_vectors_ED = query_PD.to(dtype), vectors_ED.to(dtype)
+            logit_PE = low_query_PD @ low_vectors_ED.T
+            target_T = logit_PE[query_T, column_T].to(query_PD.dtype)
+            corrected_PE = logit_PE + correction_E
+            corrected_PE[query_T, column_T] = target_T
+            top_P = corrected_PE.amax(1)
+            exponential_PE = corrected_PE.sub_(top_P.unsqueeze(1)).exp_()
+            sum_P = exponential_PE.sum(1)
+        low_exponential_PE = logit_PE.copy_(exponential_PE)
+        ctx.save_for_backward(low_query_PD, low_vectors_ED, low_exponential_PE, sum_P, query_T, column_T, weight_T)
+        return (((sum_P.log() + top_P)[query_T] - target_T) * weight_T).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401 torch's signature
+        return (*_CrossEntropy.backward(ctx, *gradients), None)

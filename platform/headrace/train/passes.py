@@ -59,6 +59,9 @@ def train_passes(
     slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(step.device)
     order_by_slot = bool((np.diff(slot_I[eligible.number_E]) > 0).all())
     assert order_by_slot, "slots of eligible items must ascend with their numbers"
+    if step.counts_targets:
+        gathered = group.gather({"slot": slot_I[examples.target_T[column_T >= 0]]})
+        step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), len(slot_I))
     for epoch in range(epochs):
         draw = generator(seed, "batches", increment, epoch, group.rank)
         plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)

@@ -5,8 +5,10 @@ run would sum in another order). Adam (arXiv 1412.6980) keeps its moments as lon
 table, new rows' at zero. No generator state is kept: a step's dropout is drawn from (seed, increment, step, rank).
 
 The table takes part as two leaves, the rows read by contexts and the vectors scored, whose gradients are added to the
-flat buffer where they belong: autograd would make a zero-filled array of the table's size for each of them.
-Shape legend: B batch, L length, D width, P queries, T targets, E eligible items, V rows of the table in use.
+flat buffer where they belong: autograd would make a zero-filled array of the table's size for each of them. Where the
+objective samples, only the rows that the step touches take part (train/touched.py).
+Shape legend: B batch, L length, D width, P queries, T targets, E eligible items, C items scored, V rows of the table in
+use, R those of them that a step has at hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,11 @@ from headrace.inputs.examples import Examples
 from headrace.methods.base import Method
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts, join_chunks, row_chunks
+from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
 from headrace.train.group import Group
+from headrace.train.touched import TableView, TouchedRows
 
 _TABLE = "table"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -82,7 +86,14 @@ class TrainStep:
         self._moments: dict[str, dict[str, Tensor]] = {}
         """Of parameters by name, as the last state had them, until ``begin_increment`` hands them to the optimizer."""
         self._parameters: dict[str, Tensor] = {}
-        self._flat = torch.zeros(0)
+        """All that Adam moves, by name; in sparse mode the encoder alone."""
+        self._touched: TouchedRows | None = None
+        """The table in sparse mode."""
+        if objective.sampled is not None:
+            self._touched = TouchedRows(objective.sampled, model.table.weight.detach(), seed)
+        self._buffer = torch.zeros(0)
+        self._flat = self._buffer
+        """The part of the buffer that this step fills: the encoder's gradients, then those of the rows at hand."""
         self._optimizer: torch.optim.Adam | None = None
 
     @property
@@ -92,8 +103,16 @@ class TrainStep:
 
     @property
     def flat_gradient(self) -> Tensor:
-        """All gradients of the last step, summed over ranks and guarded: the encoder's, then the used table rows'."""
+        """All gradients of the last step, summed over ranks and guarded: the encoder's, then those of the table's rows.
+
+        They are all rows in use, or, in sparse mode, those that the step touched, ascending.
+        """
         return self._flat
+
+    @property
+    def counts_targets(self) -> bool:
+        """Whether ``observe`` is of use."""
+        return self._touched is not None and self._touched.frequencies is not None
 
     def begin_increment(self, num_slots: int, increment: int) -> None:
         """Grow the table, let the methods prepare, then rebuild the flat buffer and the optimizer, moments kept."""
@@ -103,15 +122,29 @@ class TrainStep:
             method.begin_increment(self.model, increment)
         self._moments = self._collect_moments()
         encoder = {name: value for name, value in self.model.encoder.named_parameters() if value.requires_grad}
-        rows_VD = nn.Parameter(self.model.table.weight.detach()[:num_slots])
-        self._parameters = {**{f"encoder.{name}": value for name, value in encoder.items()}, _TABLE: rows_VD}
-        self._flat = torch.zeros(sum(value.numel() for value in self._parameters.values())).to(rows_VD)
-        start = 0
-        for value in self._parameters.values():
-            value.grad = self._flat[start : start + value.numel()].view_as(value)
-            start += value.numel()
+        self._parameters = {f"encoder.{name}": value for name, value in encoder.items()}
+        weight_VD = self.model.table.weight.detach()
+        if self._touched is None:
+            self._parameters[_TABLE] = nn.Parameter(weight_VD[:num_slots])
+        else:
+            self._touched.begin(weight_VD, num_slots)
+        self._make_buffer(sum(value.numel() for value in self._parameters.values()))
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.config.learning_rate, fused=True)
         self._hand_over_moments(self._optimizer)
+
+    def observe(self, slot_T: NDArray[np.int64], num_slots: int) -> None:
+        """Before an increment's first step: the rows of all its targets, all ranks' in rank order."""
+        if self._touched is not None and self._touched.frequencies is not None:
+            self._touched.frequencies.observe(slot_T, num_slots)
+
+    def reset_rows(self, slot_R: NDArray[np.int64]) -> None:
+        """After ``begin_increment``: these rows belong to other items now, and start afresh with all their state."""
+        self.model.table.reset(torch.from_numpy(slot_R).to(self.device))
+        if self._touched is not None:
+            self._touched.reset(slot_R)
+            return
+        for moment in self._collect_moments().get(_TABLE, {}).values():
+            moment[torch.from_numpy(slot_R).to(self.device)] = 0.0
 
     def end_increment(self, examples: Examples) -> None:
         """Let the methods look at the trained model; after the last step, before the commit."""
@@ -127,9 +160,11 @@ class TrainStep:
         if self._optimizer is None:
             raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
         self.model.train()
+        view, gradient_RD = self._view(batch, slot_E)
         self._flat.zero_()
-        loss = self._backward(batch, total_weight, slot_E) if batch is not None and len(batch.column_T) else 0.0
-        self._add_penalties()
+        is_taught = batch is not None and len(batch.column_T)
+        loss = self._backward(batch, total_weight, view, gradient_RD) if batch is not None and is_taught else 0.0
+        self._add_penalties(view, gradient_RD)
         self.group.sum_(self._flat)
         self._guard()
         scale = 1.0
@@ -137,14 +172,22 @@ class TrainStep:
             scale *= method.learning_rate_scale(self.steps_since_fresh)
         self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * scale
         self._optimizer.step()
+        if self._touched is not None:
+            self._touched.update(view, gradient_RD, self.config.learning_rate * scale)
         self.steps_since_fresh += 1
         self.step_in_increment += 1
         return loss
 
     def extremes(self) -> tuple[bool, float]:
-        """Whether all weights and moments are finite numbers, and the largest magnitude among them (inf if not)."""
-        moments = self._collect_moments().values()
-        tensors = [*self.model.parameters(), *(tensor for pair in moments for tensor in pair.values())]
+        """Whether all weights and moments are finite numbers, and the largest magnitude among them (inf if not).
+
+        In sparse mode, of the table only the rows that the increment has touched are looked at.
+        """
+        moments = [tensor for pair in self._collect_moments().values() for tensor in pair.values()]
+        if self._touched is None:
+            tensors = [*self.model.parameters(), *moments]
+        else:
+            tensors = [*self.model.encoder.parameters(), *moments, *self._touched.changed()]
         largest = torch.stack([tensor.detach().abs().amax().float().cpu() for tensor in tensors])  # amax keeps NaN
         finite = bool(torch.isfinite(largest).all())
         return finite, float(largest.max()) if finite else float("inf")
@@ -159,6 +202,8 @@ class TrainStep:
         parts: Parts = {"optimizer/encoder": encoder}
         if _TABLE in moments:
             parts.update(row_chunks("optimizer/table", moments[_TABLE]))
+        if self._touched is not None:
+            parts.update(self._touched.state())
         return parts
 
     def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
@@ -167,54 +212,66 @@ class TrainStep:
         self.steps_since_fresh = int(encoder["steps"][0])
         names = {name.rsplit("/", 1)[0] for name in encoder if name != "steps"}
         moments = {name: {key: torch.tensor(encoder[f"{name}/{key}"]) for key in _MOMENTS} for name in names}
-        if any(part.startswith("optimizer/table/") for part in parts):
+        if self._touched is not None:
+            self._touched.load(parts)
+        elif any(part.startswith("optimizer/table/") for part in parts):
             moments[_TABLE] = {key: torch.from_numpy(join_chunks("optimizer/table", key, parts)) for key in _MOMENTS}
         self._moments = moments
         self._optimizer = None
 
-    def _backward(self, batch: StepBatch, total_weight: float, slot_E: Tensor) -> float:
+    def _make_buffer(self, size: int) -> None:
+        """A flat buffer of zeros whose beginning is the gradients of all that Adam moves."""
+        self._buffer = torch.zeros(size).to(self.model.table.weight)
+        start = 0
+        for value in self._parameters.values():
+            value.grad = self._buffer[start : start + value.numel()].view_as(value)
+            start += value.numel()
+        self._flat = self._buffer
+
+    def _view(self, batch: StepBatch | None, slot_E: Tensor) -> tuple[TableView, Tensor]:
+        """The rows at hand in this step, and the part of the flat buffer that is for their gradients."""
+        nothing = np.zeros(0, dtype=np.int64)
+        slot_BL = nothing.reshape(0, 0) if batch is None else batch.inputs.slot_BL
+        column_T = nothing if batch is None else batch.column_T
+        if self._touched is None:
+            rows_VD = self._parameters[_TABLE]
+            assert rows_VD.grad is not None
+            on_device_BL = torch.from_numpy(slot_BL).to(self.device)
+            return TableView(rows_VD.detach(), None, on_device_BL, slot_E, column_T, None), rows_VD.grad
+        view = self._touched.view(slot_BL, column_T, slot_E, (self.increment, self.step_in_increment), self.group)
+        start = sum(value.numel() for value in self._parameters.values())
+        stop = start + view.row_RD.numel()
+        if stop > len(self._buffer):
+            self._make_buffer(stop + stop // 4)
+        self._flat = self._buffer[:stop]
+        return view, self._flat[start:].view_as(view.row_RD)
+
+    def _backward(self, batch: StepBatch, total_weight: float, view: TableView, gradient_RD: Tensor) -> float:
         """Gradients of this rank's targets into the flat buffer; returns the undivided loss."""
         model, device = self.model, self.device
         torch.manual_seed(hash64(self.seed, "dropout", self.increment, self.step_in_increment, self.group.rank) >> 1)
-        slot_BL = torch.from_numpy(batch.inputs.slot_BL).to(device)
-        with torch.no_grad():
-            item_BLD = model.table.rows(slot_BL)
-            vectors_ED = model.table.vectors(slot_E)
-        item_BLD.requires_grad_()
-        vectors_ED = vectors_ED.detach().requires_grad_()
-        targets = [torch.from_numpy(array).to(device) for array in (batch.query_T, batch.column_T, batch.weight_T)]
+        item_BLD = read_rows(view.row_RD, view.index_BL).requires_grad_()
+        vectors_CD = read_vectors(view.row_RD, view.index_C).detach().requires_grad_()
+        arrays = (batch.query_T, view.column_T, batch.weight_T)
+        query_T, column_T, weight_T = (torch.from_numpy(array).to(device) for array in arrays)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             row_P, back_P = torch.from_numpy(batch.row_P), torch.from_numpy(batch.back_P)
             query_PD = model.encoder(batch.inputs, item_BLD, row_P, back_P)
-            loss = self.objective.loss(model.query_side(query_PD), model.item_side(vectors_ED), *targets)
+            query_PD, scored_CD = model.query_side(query_PD), model.item_side(vectors_CD)
+            loss = self.objective.loss(query_PD, scored_CD, query_T, column_T, weight_T, view.correction_C)
         (loss / total_weight).backward()  # type: ignore[no-untyped-call]
-        self._add_table_gradients(slot_BL, item_BLD, slot_E, vectors_ED)
+        _add_row_gradients(gradient_RD, view, item_BLD, vectors_CD)
         return float(loss.detach())
 
-    def _add_table_gradients(self, slot_BL: Tensor, item_BLD: Tensor, slot_E: Tensor, vectors_ED: Tensor) -> None:
-        gradient_VD = self._parameters[_TABLE].grad
-        assert gradient_VD is not None
-        assert item_BLD.grad is not None
-        assert vectors_ED.grad is not None
-        num_eligible = vectors_ED.shape[0]
-        if int(slot_E[-1]) == num_eligible - 1:
-            gradient_VD[:num_eligible] += vectors_ED.grad
-        else:
-            gradient_VD.index_add_(0, slot_E, vectors_ED.grad)
-        is_event_BL = slot_BL >= 0
-        # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
-        gradient_VD.index_put_((slot_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)
-
-    def _add_penalties(self) -> None:
+    def _add_penalties(self, view: TableView, gradient_RD: Tensor) -> None:
         penalties = [value for method in self.methods for value in method.penalties(self.model).values()]
         if not penalties:
             return
         whole = self.model.table.weight
         (torch.stack(penalties).sum() / self.group.world).backward()  # type: ignore[no-untyped-call]
-        rows_VD = self._parameters[_TABLE]
         if whole.grad is not None:
-            assert rows_VD.grad is not None
-            rows_VD.grad += whole.grad[: rows_VD.shape[0]]
+            # in sparse mode a row feels its penalty when it is touched
+            gradient_RD += whole.grad[: len(gradient_RD)] if view.slot_R is None else whole.grad[view.slot_R]
             whole.grad = None
 
     def _guard(self) -> None:
@@ -249,3 +306,16 @@ class TrainStep:
                 if old.ndim == value.ndim:
                     state[key][: len(old)] = old.to(value)
             optimizer.state[value] = state
+
+
+def _add_row_gradients(gradient_RD: Tensor, view: TableView, item_BLD: Tensor, vectors_CD: Tensor) -> None:
+    assert item_BLD.grad is not None
+    assert vectors_CD.grad is not None
+    num_scored = vectors_CD.shape[0]
+    if int(view.index_C[-1]) == num_scored - 1:
+        gradient_RD[:num_scored] += vectors_CD.grad
+    else:
+        gradient_RD.index_add_(0, view.index_C, vectors_CD.grad)
+    is_event_BL = view.index_BL >= 0
+    # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
+    gradient_RD.index_put_((view.index_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)

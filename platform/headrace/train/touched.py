@@ -1,0 +1,148 @@
+"""Sparse mode: a step sees the rows of the item table that some rank touches, and changes nothing else.
+
+Every rank draws the same negatives, ranks tell one another which other rows they read, and the union, gathered in
+ascending order, is a small table of its own: gradients lie over it in one dense array that is summed as all others are,
+and an optimizer of rows writes it back. No step's cost depends on how many items there are.
+Shape legend: B batch, L length, D width, T targets, E eligible items, C items scored, R rows touched, V rows in use.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.config.recipe import SampledSoftmaxConfig
+from headrace.models.build import Parts, join_chunks, row_chunks
+from headrace.objectives.negatives import Frequencies, Proposal
+from headrace.records import generator
+from headrace.train.group import Group
+from headrace.train.row_adam import RowAdam
+
+_TABLE = "optimizer/table"
+_FREQUENCY = "optimizer/frequency"
+
+
+@dataclass(frozen=True)
+class TableView:
+    """What a step sees of the item table. Made anew for every step; read by ``TrainStep``."""
+
+    row_RD: Tensor
+    """The rows at hand: all in use, in place, or a copy of those that are touched."""
+    slot_R: Tensor | None
+    """Their slots, ascending; None: row r is slot r."""
+    index_BL: Tensor
+    """The contexts' items among the rows at hand; -1: no event."""
+    index_C: Tensor
+    """The items scored among the rows at hand, ascending."""
+    column_T: NDArray[np.int64]
+    """The targets among the items scored; -1: not eligible."""
+    correction_C: Tensor | None
+    """See ``Objective.loss``."""
+
+
+class TouchedRows:
+    """The table's side of a step in sparse mode, with all that it keeps: rows' moments, and targets' frequencies."""
+
+    def __init__(self, config: SampledSoftmaxConfig, weight_VD: Tensor, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.adam = RowAdam(weight_VD)
+        self.frequencies = Frequencies(config.half_life_targets) if config.draw == "frequency" else None
+        self._num_slots = 0
+        self._weight_VD = weight_VD
+        self._is_touched_V = torch.zeros(0, dtype=torch.bool)
+        self._scored: tuple[Tensor, NDArray[np.int64], Proposal] | None = None
+        """The eligible rows last asked about, their slots in host memory, and what is drawn from them."""
+
+    def begin(self, weight_VD: Tensor, num_slots: int) -> None:
+        """Before an increment's first step: ``weight_VD`` is the whole table, grown."""
+        self._weight_VD, self._num_slots = weight_VD, num_slots
+        self.adam.grow(len(weight_VD))
+        self._is_touched_V = torch.zeros(len(weight_VD), dtype=torch.bool, device=weight_VD.device)
+        self._scored = None
+
+    def view(
+        self,
+        slot_BL: NDArray[np.int64],
+        column_T: NDArray[np.int64],
+        slot_E: Tensor,
+        step: tuple[int, int],
+        group: Group,
+    ) -> TableView:
+        """The rows that any rank touches in this step (increment, number). Every rank calls it in every step.
+
+        ``slot_BL``: this rank's contexts; ``column_T``: its targets among the eligible, whose rows are ``slot_E``.
+        """
+        slots, proposal = self._proposal(slot_E)
+        drawn = proposal.draw(generator(self.seed, "negatives", *step))
+        column_C = np.unique(np.concatenate([drawn.column_N, column_T[column_T >= 0]]))
+        correction_C = np.full(len(column_C), -np.inf, dtype=np.float32)
+        correction_C[np.searchsorted(column_C, drawn.column_N)] = drawn.correction_N
+        slot_C, is_event_BL = slots[column_C], slot_BL >= 0
+        own_R = np.unique(np.concatenate([slot_C, slot_BL[is_event_BL]]))
+        parts = [arrays["slot"] for arrays in group.gather({"slot": own_R})]
+        slot_R = own_R if len(parts) == 1 else np.unique(np.concatenate(parts))
+        index_BL = np.where(is_event_BL, np.searchsorted(slot_R, slot_BL), -1)
+        at_T = np.where(column_T < 0, -1, np.searchsorted(column_C, column_T))
+        rows_R = self._to_device(slot_R)
+        self._is_touched_V[rows_R] = True
+        return TableView(
+            self._weight_VD.index_select(0, rows_R),
+            rows_R,
+            self._to_device(index_BL),
+            self._to_device(np.searchsorted(slot_R, slot_C)),
+            at_T,
+            self._to_device(correction_C),
+        )
+
+    def update(self, view: TableView, gradient_RD: Tensor, learning_rate: float) -> None:
+        """One optimizer step of the view's rows, and back into the table."""
+        assert view.slot_R is not None
+        self.adam.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate)
+        self._weight_VD.index_copy_(0, view.slot_R, view.row_RD)
+
+    def reset(self, slot_R: NDArray[np.int64]) -> None:
+        """These rows belong to other items from now on."""
+        self.adam.reset(self._to_device(slot_R))
+        if self.frequencies is not None:
+            self.frequencies.reset(slot_R)
+
+    def changed(self) -> list[Tensor]:
+        """Weights and moments of the rows touched since ``begin``."""
+        slot_R = self._is_touched_V.nonzero()[:, 0]
+        whole = (self._weight_VD, self.adam.tensors["exp_avg"], self.adam.tensors["exp_avg_sq"])
+        return [tensor.index_select(0, slot_R) for tensor in whole] if len(slot_R) else []
+
+    def state(self) -> Parts:
+        """Named parts, cut as the model's table is."""
+        parts: Parts = {}
+        if self._num_slots:
+            parts |= row_chunks(_TABLE, {key: value[: self._num_slots] for key, value in self.adam.tensors.items()})
+        if self.frequencies is not None:
+            parts[_FREQUENCY] = {"count": self.frequencies.count_V}
+        return parts
+
+    def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+        """Take over what ``state`` gave."""
+        if f"{_TABLE}/00000" in parts:
+            for key in RowAdam.KEYS:
+                self.adam.tensors[key] = self._to_device(join_chunks(_TABLE, key, parts))
+            self._num_slots = len(self.adam.tensors["touches"])
+        if self.frequencies is not None:
+            self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
+
+    def _proposal(self, slot_E: Tensor) -> tuple[NDArray[np.int64], Proposal]:
+        if self._scored is None or self._scored[0] is not slot_E:
+            slots, frequency_E = slot_E.cpu().numpy(), None
+            if self.frequencies is not None and len(self.frequencies.count_V):
+                frequency_E = self.frequencies.count_V[slots]
+            proposal = Proposal(self.config.negatives, len(slots), frequency_E, self.config.uniform_share)
+            self._scored = (slot_E, slots, proposal)
+        return self._scored[1], self._scored[2]
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._weight_VD.device)
