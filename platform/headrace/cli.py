@@ -246,8 +246,15 @@ def _bench(name: str, words: Sequence[str] | None, out: Path | None, **options: 
 
 def _sorted_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Recipes and overrides: a word with ``=`` that is not a file is an override."""
-    files = [word for word in words or () if "=" not in word or Path(word).is_file()]
+    files = [word for word in words or () if "=" not in word or _is_file(word)]
     return files, [word for word in words or () if word not in files]
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # a word too long for a name
+        return False
 
 
 def _recipe(words: Sequence[str] | None) -> "Recipe":

@@ -108,6 +108,12 @@ def test_a_file_with_an_equals_sign_in_its_name_is_a_recipe(headrace, driver, tm
     assert driver.recipe.seed == 5
 
 
+def test_an_override_may_be_longer_than_a_file_name(headrace, driver):
+    experts = ",".join(f'{{kind="popular",name="popular_{n}",half_life_s={n}}}' for n in range(1, 20))
+    assert headrace("run", f"experts=[{experts}]").exit_code == 0
+    assert len(driver.recipe.experts) == 19
+
+
 def test_no_server_where_the_recipe_wants_none(headrace, driver):
     assert headrace("run", "serve.enabled=false").exit_code == 0
     assert driver.serving is None
