@@ -155,9 +155,9 @@ def test_the_budget_holds_after_every_call(config, increments, max_bytes):
         held.revert() if then == "revert" else held.admit(cut)
         assert held.size_bytes <= max_bytes
         assert held.alive_bytes <= max_bytes * 3 // 4
-        columns = [part for name, part in held.parts().items() if name != "index"]
-        assert sum(array.nbytes for part in columns for array in part.values()) <= max_bytes
-        assert sum(len(part["cut"]) for part in columns) >= len(held)
+        segments = [part for name, part in held.parts().items() if name != "index"]
+        assert sum(array.nbytes for part in segments for array in part.values()) <= max_bytes
+        assert sum(len(part["example"]) for part in segments) >= len(held)
 
 
 @each_policy

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headrace.inputs.examples import Examples
 from headrace.records import generator
-from headrace.replay.packed import Packed, concatenate
+from headrace.replay.packed import Packed, concatenate, gather
 from headrace.replay.policy import Candidates, Policy, draw
 
 Parts = dict[str, dict[str, NDArray[Any]]]
@@ -134,7 +134,7 @@ class Buffer:
         in turn where it is larger.
         """
         drawable = self._draws()
-        chosen_B = draw(drawable.weight_A, drawable.num, size, generator(self._seed, "replay", increment, step, rank))
+        chosen_B = draw(drawable.end_A, drawable.num, size, generator(self._seed, "replay", increment, step, rank))
         return drawable.take(chosen_B).examples()
 
     def parts(self) -> Parts:
@@ -150,7 +150,7 @@ class Buffer:
                 "threshold": np.array([self._threshold]),
                 "next": np.array([self._serial], dtype=np.int64),
             }
-        segments = {_name(segment.serial): segment.packed.columns for segment in self._segments}
+        segments = {_name(segment.serial): segment.packed.arrays for segment in self._segments}
         return {**segments, INDEX: self._index}
 
     def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
@@ -181,11 +181,12 @@ class Buffer:
             self.load(parts)
             thresholds.append(self._threshold)
             for segment in self._segments:
-                is_mine_N = segment.alive_N & (segment.packed.columns["group"] % world == rank)
+                is_mine_N = segment.alive_N & (segment.packed.records("example")["group"] % world == rank)
                 mine.append(segment.packed.take(np.flatnonzero(is_mine_N)))
         packed = concatenate(mine)
+        example_N = packed.records("example")
         self._segments, self._serial, self._threshold = [], 0, min(thresholds)
-        self._append(packed.take(np.lexsort((packed.columns["group"], packed.columns["cut"]))))
+        self._append(packed.take(np.lexsort((example_N["group"], example_N["cut"]))))
         self._shrink(self._newest_cut())
         self._tidy()
         self._changed()
@@ -195,7 +196,7 @@ class Buffer:
         return self._max_bytes * 3 // 4
 
     def _newest_cut(self) -> int:
-        return max((int(segment.packed.columns["cut"].max()) for segment in self._segments), default=0)
+        return max((int(segment.packed.records("example")["cut"].max()) for segment in self._segments), default=0)
 
     def _append(self, packed: Packed) -> None:
         """New segments, none (but for a single large example) over the recipe's size."""
@@ -257,7 +258,7 @@ class Buffer:
     def _rewrite(self, start: int, stop: int) -> None:
         """One segment (none where nothing is alive) in the place of these."""
         old = self._segments[start:stop]
-        packed = concatenate([segment.packed.take(np.flatnonzero(segment.alive_N)) for segment in old])
+        packed = gather([segment.packed for segment in old], [np.flatnonzero(segment.alive_N) for segment in old])
         alive_N = np.ones(len(packed), dtype=bool)
         self._segments[start:stop] = [_segment(self._next_serial(), packed, alive_N)] if len(packed) else []
         self._changed()
@@ -267,14 +268,17 @@ class Buffer:
         return self._serial - 1
 
     def _stays(self, segment: Segment) -> NDArray[np.bool_]:
-        return np.isin(segment.packed.columns["cut"], sorted(self._reverted), invert=True)
+        return np.isin(segment.packed.records("example")["cut"], sorted(self._reverted), invert=True)
 
     def _draws(self) -> "_Drawable":
         if self._drawable is None:
             alive = [np.flatnonzero(segment.alive_N & self._stays(segment)) for segment in self._segments]
             packed = [segment.packed for segment in self._segments]
-            weight_A = self._policy.weights(_merge([part.candidates() for part in packed], alive), self._threshold)
-            self._drawable = _Drawable(packed, alive, weight_A)
+            end_A = None
+            if not self._policy.draws_evenly:
+                candidates = _merge([part.candidates() for part in packed], alive)
+                end_A = np.cumsum(self._policy.weights(candidates, self._threshold))
+            self._drawable = _Drawable(packed, alive, end_A)
         return self._drawable
 
     def _changed(self) -> None:
@@ -286,23 +290,19 @@ class _Drawable:
     """Who can be drawn: alive and not dropped, in storage order."""
 
     def __init__(
-        self, packed: Sequence[Packed], alive: Sequence[NDArray[np.int64]], weight_A: NDArray[np.float64] | None
+        self, packed: Sequence[Packed], alive: Sequence[NDArray[np.int64]], end_A: NDArray[np.float64] | None
     ) -> None:
         self._packed, self._alive = packed, alive
         self._start_G = np.concatenate([[0], np.cumsum([len(index) for index in alive], dtype=np.int64)])
         self.num = int(self._start_G[-1])
-        self.weight_A = weight_A
+        self.end_A = end_A
 
     def take(self, chosen_B: NDArray[np.int64]) -> Packed:
         """The examples at these places, which ascend."""
         bound_G = np.searchsorted(chosen_B, self._start_G)
-        return concatenate(
-            [
-                self._packed[i].take(self._alive[i][chosen_B[bound_G[i] : bound_G[i + 1]] - self._start_G[i]])
-                for i in range(len(self._packed))
-                if bound_G[i] < bound_G[i + 1]
-            ]
-        )
+        spans = zip(self._alive, pairwise(bound_G.tolist()), self._start_G.tolist(), strict=False)
+        rows = [alive[chosen_B[begin:end] - start] for alive, (begin, end), start in spans]
+        return gather(self._packed, rows)
 
 
 def _merge(parts: Sequence[Candidates], index: Sequence[NDArray[np.int64]]) -> Candidates:

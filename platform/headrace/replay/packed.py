@@ -1,11 +1,13 @@
-"""Examples as replay keeps them: narrow columns, with the cut and the key group of each, and back again.
+"""Examples as replay keeps them: narrow records, with the cut and the key group of each, and back again.
 
-A column belongs to one of three levels: the example, its context's events, its targets; offsets say which rows of the
-lower two are whose. Shape legend: N examples, R = N + 1 offsets, E context events, T targets.
+Three arrays hold records of an example, of its context's events and of its targets; an example says where its own begin
+and how many there are. The arrays are plain bytes, a record to a row, so that few copies move all of a record's fields.
+Shape legend: N examples, E context events, T targets, B gathered, G sources.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,88 +19,81 @@ from headrace.inputs.examples import Examples
 from headrace.records import Rows
 from headrace.replay.policy import Candidates
 
-_EXAMPLE = {"cut": np.int32, "group": np.uint8, "as_of": np.int64, "session": np.uint64}
-_EVENT = {"item": np.int32, "ts": np.int64, "kind": np.int16}
-_TARGET = {
-    "position": np.int32,
-    "target": np.int32,
-    "weight": np.float32,
-    "target_ts": np.int64,
-    "shard": np.int32,
-    "row": np.int32,
+_RECORDS = {
+    "example": np.dtype(
+        [
+            ("as_of", "<i8"),
+            ("session", "<u8"),
+            ("cut", "<i4"),
+            ("event_start", "<i4"),
+            ("num_events", "<i4"),
+            ("target_start", "<i4"),
+            ("num_targets", "<i4"),
+            ("group", "u1"),
+        ]
+    ),
+    "event": np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", "<i2")]),
+    "target": np.dtype(
+        [("ts", "<i8"), ("item", "<i4"), ("position", "<i4"), ("weight", "<f4"), ("shard", "<i4"), ("row", "<i4")]
+    ),
 }
-_OFFSETS = {"event_offset": np.int32, "target_offset": np.int32}
 _INDEX_BYTES = 17  # in the buffer: its place among the alive, the summed weights, whether it is alive
-
-
-def _width(columns: dict[str, Any]) -> int:
-    return sum(np.dtype(kind).itemsize for kind in columns.values())
-
-
-_EXAMPLE_BYTES = _width(_EXAMPLE) + _width(_OFFSETS) + _INDEX_BYTES
-_EVENT_BYTES, _TARGET_BYTES = _width(_EVENT), _width(_TARGET)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples in narrow columns, never changed; a part of a snapshot as they are."""
+    """Examples, never changed. ``arrays`` (uint8, a record to a row) are a part of a snapshot as they are."""
 
-    columns: dict[str, NDArray[Any]]
+    arrays: dict[str, NDArray[np.uint8]]
 
     def __len__(self) -> int:
-        return len(self.columns["cut"])
+        return len(self.arrays["example"])
+
+    def records(self, name: str) -> NDArray[Any]:
+        """The "example", "event" or "target" records, one-dimensional."""
+        return self.arrays[name].view(_RECORDS[name])[:, 0]
 
     @property
     def size_N(self) -> NDArray[np.int64]:
         """Bytes that each example takes, the buffer's index of it included."""
-        events_N, targets_N = (np.diff(self.columns[name]).astype(np.int64) for name in _OFFSETS)
-        return _EXAMPLE_BYTES + _EVENT_BYTES * events_N + _TARGET_BYTES * targets_N
+        example_N = self.records("example")
+        size_N = np.full(len(self), _RECORDS["example"].itemsize + _INDEX_BYTES, dtype=np.int64)
+        size_N += _RECORDS["event"].itemsize * example_N["num_events"].astype(np.int64)
+        size_N += _RECORDS["target"].itemsize * example_N["num_targets"].astype(np.int64)
+        return size_N
 
     def candidates(self) -> Candidates:
         """What policies look at."""
-        columns = self.columns
-        first_N = columns["target_offset"][:-1]
+        example_N = self.records("example")
+        first_N = self.records("target")[example_N["target_start"]]
         return Candidates(
-            columns["cut"],
-            columns["as_of"],
-            columns["target"][first_N],
-            columns["shard"][first_N],
-            columns["row"][first_N],
-            self.size_N,
+            example_N["cut"], example_N["as_of"], first_N["item"], first_N["shard"], first_N["row"], self.size_N
         )
 
     def take(self, index_B: NDArray[np.integer]) -> "Packed":
         """These examples, in this order."""
-        columns = self.columns
-        taken: dict[str, NDArray[Any]] = {name: columns[name][index_B] for name in _EXAMPLE}
-        for name, level in (("event_offset", _EVENT), ("target_offset", _TARGET)):
-            start_B = columns[name][index_B].astype(np.int64)
-            length_B = columns[name][1:][index_B] - start_B
-            flat = ranges(start_B, length_B)
-            taken[name] = offsets(length_B).astype(np.int32)
-            taken |= {column: columns[column][flat] for column in level}
-        return Packed(taken)
+        return gather([self], [index_B])
 
     def examples(self) -> Examples:
         """As the training loop reads them."""
-        columns = self.columns
+        example_N, event_E, target_T = (self.records(name) for name in _RECORDS)
         contexts = Contexts(
-            columns["item"].astype(np.int64),
-            columns["ts"],
-            columns["kind"],
-            columns["event_offset"].astype(np.int64),
-            columns["as_of"],
-            columns["session"],
+            event_E["item"].astype(np.int64),
+            event_E["ts"].copy(),
+            event_E["kind"].copy(),
+            offsets(example_N["num_events"].astype(np.int64)),
+            example_N["as_of"].copy(),
+            example_N["session"].copy(),
         )
         return Examples(
             contexts,
-            np.repeat(np.arange(len(self)), np.diff(columns["target_offset"])),
-            columns["position"].astype(np.int64),
-            columns["target"].astype(np.int64),
-            columns["weight"],
-            columns["target_ts"],
-            columns["shard"].astype(np.int64),
-            columns["row"].astype(np.int64),
+            np.repeat(np.arange(len(self)), example_N["num_targets"]),
+            target_T["position"].astype(np.int64),
+            target_T["item"].astype(np.int64),
+            target_T["weight"].copy(),
+            target_T["ts"].copy(),
+            target_T["shard"].astype(np.int64),
+            target_T["row"].astype(np.int64),
         )
 
 
@@ -107,44 +102,50 @@ def pack(examples: Examples, group_S: NDArray[np.uint8], cut: int) -> Packed:
     contexts, num = examples.contexts, len(examples)
     per_S = np.bincount(examples.sequence_T, minlength=num)
     assert (per_S > 0).all(), "an example without a target has no name and teaches nothing"
-    whole = {
-        "cut": np.full(num, cut),
-        "group": group_S,
-        "as_of": contexts.as_of_Q,
-        "session": contexts.session_Q,
-        "event_offset": contexts.offset_R,
-        "target_offset": offsets(per_S),
-        "item": contexts.item_T,
-        "ts": contexts.ts_T,
-        "kind": contexts.kind_T,
+    event: dict[str, NDArray[Any]] = {"ts": contexts.ts_T, "item": contexts.item_T, "kind": contexts.kind_T}
+    target: dict[str, NDArray[Any]] = {
+        "ts": examples.ts_T,
+        "item": examples.target_T,
         "position": examples.position_T,
-        "target": examples.target_T,
         "weight": examples.weight_T,
-        "target_ts": examples.ts_T,
         "shard": examples.shard_T,
         "row": examples.row_T,
     }
-    kinds = {**_EXAMPLE, **_OFFSETS, **_EVENT, **_TARGET}
-    narrow = {name: whole[name].astype(kind) for name, kind in kinds.items()}
-    assert all(np.array_equal(narrow[name], whole[name]) for name in ("target", "shard", "row")), "more than 31 bits"
-    return Packed(narrow).take(np.argsort(group_S, kind="stable"))
+    example: dict[str, NDArray[Any]] = {
+        "as_of": contexts.as_of_Q,
+        "session": contexts.session_Q,
+        "cut": np.full(num, cut),
+        "event_start": contexts.offset_R[:-1],
+        "num_events": contexts.length_Q,
+        "target_start": offsets(per_S)[:-1],
+        "num_targets": per_S,
+        "group": group_S,
+    }
+    arrays = {"example": _rows("example", example), "event": _rows("event", event), "target": _rows("target", target)}
+    return Packed(arrays).take(np.argsort(group_S, kind="stable"))
+
+
+def gather(parts: Sequence[Packed], rows: Sequence[NDArray[np.integer]]) -> Packed:
+    """These rows of each part, one part after the other."""
+    bound_G = offsets(np.array([len(index) for index in rows], dtype=np.int64))
+    gathered = {"example": _take(parts, "example", np.concatenate([np.zeros(0, dtype=np.int64), *rows]), bound_G)}
+    example_B = Packed(gathered).records("example")
+    for name in ("event", "target"):
+        length_B = example_B[f"num_{name}s"].astype(np.int64)
+        start_B = example_B[f"{name}_start"].astype(np.int64)
+        end_R = offsets(length_B)
+        gathered[name] = _take(parts, name, ranges(start_B, length_B), end_R[bound_G])
+        example_B[f"{name}_start"] = end_R[:-1]
+    return Packed(gathered)
 
 
 def concatenate(parts: Sequence[Packed]) -> Packed:
-    """All examples of these, one after the other; nothing where there are none."""
-    if len(parts) == 1:
-        return parts[0]
-    joined: dict[str, NDArray[Any]] = {}
-    for name, kind in {**_EXAMPLE, **_EVENT, **_TARGET}.items():
-        joined[name] = np.concatenate([np.zeros(0, dtype=kind), *(part.columns[name] for part in parts)])
-    for name, kind in _OFFSETS.items():
-        lengths = [np.diff(part.columns[name]) for part in parts]
-        joined[name] = offsets(np.concatenate([np.zeros(0, dtype=np.int64), *lengths])).astype(kind)
-    return Packed(joined)
+    """All examples of these; nothing where there are none."""
+    return gather(parts, [np.arange(len(part)) for part in parts])
 
 
 def groups_of(examples: Examples, rows: Rows) -> NDArray[np.uint8]:
-    """The key group of each example: that of the row of its first target. ``rows`` are the cut's, in ledger order."""
+    """The key group of each example: that of the row of its first target. ``rows`` are the cut's."""
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples)))
     reach = 1 + max(int(rows.row_N.max(initial=0)), int(examples.row_T.max(initial=0)))
     name_N = rows.shard_N * reach + rows.row_N
@@ -157,11 +158,30 @@ def groups_of(examples: Examples, rows: Rows) -> NDArray[np.uint8]:
 
 def join(first: Examples, second: Examples) -> Examples:
     """Both, one after the other: new examples and replayed ones in one pass."""
+    names = ("position_T", "target_T", "weight_T", "ts_T", "shard_T", "row_T")
     return Examples(
         inputs.concatenate([first.contexts, second.contexts]),
         np.concatenate([first.sequence_T, second.sequence_T + len(first)]),
-        *(
-            np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in ("position_T", "target_T", "weight_T", "ts_T", "shard_T", "row_T")
-        ),
+        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names),
     )
+
+
+def _rows(name: str, columns: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """Records of these fields, as bytes."""
+    kind = _RECORDS[name]
+    record_N = np.empty(len(next(iter(columns.values()))), dtype=kind)
+    for field, column in columns.items():
+        record_N[field] = column
+        assert kind[field].kind == "f" or np.array_equal(record_N[field], column), f"{name}.{field} is too large"
+    return record_N.view(np.uint8).reshape(len(record_N), kind.itemsize)
+
+
+def _take(
+    parts: Sequence[Packed], name: str, row_B: NDArray[np.int64], bound_G: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Rows of an array: those from ``bound_G[g]`` to ``bound_G[g + 1]`` are of part g."""
+    taken = np.empty((len(row_B), _RECORDS[name].itemsize), dtype=np.uint8)
+    for part, (start, stop) in zip(parts, pairwise(bound_G.tolist()), strict=True):
+        if start < stop:  # "clip" writes into ``out`` without a copy between
+            part.arrays[name].take(row_B[start:stop], axis=0, out=taken[start:stop], mode="clip")
+    return taken

@@ -49,13 +49,15 @@ class Policy(Protocol):
 
     name: str
     """Says all that a threshold depends on."""
+    draws_evenly: bool
+    """Whether all that is kept is drawn alike."""
 
     def keep(self, candidates: Candidates, budget_bytes: int, threshold: float, cut: int) -> Kept:
         """Who stays, in at most ``budget_bytes``; ``threshold`` is what the last decision said, ``cut`` the newest."""
         ...
 
-    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64] | None:
-        """How likely each of the kept is to be drawn, up to a factor; None: all alike."""
+    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64]:
+        """How likely each of the kept is to be drawn, up to a factor; not asked where ``draws_evenly``."""
         ...
 
 
@@ -86,20 +88,19 @@ class Weighted:
         self._seed = seed
         self._half_life_s = half_life_s
         self._half_life_increments = half_life_increments
+        self.draws_evenly = half_life_s is None and half_life_increments is None
 
     def keep(self, candidates: Candidates, budget_bytes: int, threshold: float, cut: int) -> Kept:
         """The smallest priorities that fit; everything from the first that does not fit on is let go for good."""
         priority_N = np.log(-np.log(uniform(candidates, self._seed))) - self._log_weight(candidates)
         return _smallest(priority_N, candidates.size_N, budget_bytes, threshold)
 
-    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64] | None:
+    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64]:
         """Weight over the chance of having been kept, so that draws follow the weights whatever the budget.
 
         Given the threshold, an example was kept with probability 1 - exp(-weight * exp(threshold)) (rank conditioning
         of bottom-k samples, arXiv 0802.3448).
         """
-        if self._half_life_s is None and self._half_life_increments is None:
-            return None
         log_weight_N = self._log_weight(candidates)
         if math.isinf(threshold):
             return _floats(np.exp(log_weight_N - log_weight_N.max(initial=-np.inf)))
@@ -125,6 +126,7 @@ class FrequencyQuota:
 
     def __init__(self, seed: int) -> None:
         self.name = f"frequency {seed}"
+        self.draws_evenly = True  # the quotas have said how much of each item there is
         self._seed = seed
 
     def keep(self, candidates: Candidates, budget_bytes: int, threshold: float, cut: int) -> Kept:
@@ -139,9 +141,9 @@ class FrequencyQuota:
         kept = _smallest(turn_N, candidates.size_N, budget_bytes, math.inf)
         return Kept(kept.keep_N, math.inf)
 
-    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64] | None:
-        """All alike: the quotas have said how much of each item there is."""
-        return None
+    def weights(self, candidates: Candidates, threshold: float) -> NDArray[np.float64]:
+        """All alike."""
+        return np.ones(len(candidates))
 
 
 def uniform(candidates: Candidates, seed: int) -> NDArray[np.float64]:
@@ -151,20 +153,18 @@ def uniform(candidates: Candidates, seed: int) -> NDArray[np.float64]:
     return _unit(hash64_array(word_N, hash64(seed, "replay row")))
 
 
-def draw(
-    weight_N: NDArray[np.float64] | None, num: int, size: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def draw(end_N: NDArray[np.float64] | None, num: int, size: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """``size`` of ``num`` examples, ascending: one from each of ``size`` equal slices of the total weight.
 
+    ``end_N`` is the weights' running sum; None: all weigh the same.
     Every example is drawn in exact proportion to its weight, and nearly without replacement: twice only where it lies
     across two slices, or weighs more than one. Nothing is drawn where ``num`` is 0.
     """
     if num == 0:
         return np.zeros(0, dtype=np.int64)
     at_B = (np.arange(size) + generator.random(size)) / size
-    if weight_N is None:
+    if end_N is None:
         return np.minimum((at_B * num).astype(np.int64), num - 1)
-    end_N = np.cumsum(weight_N)
     place_B = np.searchsorted(end_N, at_B * end_N[-1], side="right")
     return np.asarray(np.minimum(place_B, num - 1), dtype=np.int64)
 
