@@ -209,6 +209,20 @@ def bench_blend(
     _bench("blend", words, out, data=data, increments=increments, ranked=ranked, device=device)
 
 
+@bench.command("experts")
+def bench_experts(
+    data: Data,
+    words: Words = None,
+    increments: Annotated[int, typer.Option(min=1, help="Pairs of increments, after the warm-up.")] = 30,
+    items: Annotated[int, typer.Option(min=2, help="That a request is answered from.")] = 43_000,
+    requests: Annotated[int, typer.Option(min=1, help="Pairs of requests.")] = 300,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """The time of a request and of an increment with the counting experts over that without; imports no Ray."""
+    _bench("experts", words, out, data=data, increments=increments, items=items, requests=requests, device=device)
+
+
 @bench.command("continual")
 def bench_continual(
     data: Data,

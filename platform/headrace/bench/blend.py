@@ -168,8 +168,8 @@ def _best_by_loss(p_QK: NDArray[np.float64]) -> NDArray[np.float64]:
         mass_Q = votes_QK @ weight_K  # abstainers keep their weight: the others move within the mass they hold
         posterior_QK = weight_K * known_QK / np.maximum(known_QK @ weight_K, 1e-300)[:, None]
         kept_QK = np.where(votes_QK, posterior_QK * mass_Q[:, None], weight_K)
-        weight_K = kept_QK.mean(axis=0)
-        weight_K /= weight_K.sum()
+        mean_K: NDArray[np.float64] = kept_QK.mean(axis=0)
+        weight_K = mean_K / mean_K.sum()
     return weight_K
 
 
