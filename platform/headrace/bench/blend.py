@@ -156,7 +156,7 @@ def _active(w_QK: NDArray[np.float64], p_QK: NDArray[np.float64]) -> NDArray[np.
     """Weights renormalised over the experts that vote on each query."""
     held_QK = np.where(np.isfinite(p_QK), w_QK, 0.0)
     total_Q1 = held_QK.sum(axis=1, keepdims=True)
-    return np.divide(held_QK, total_Q1, out=np.zeros_like(held_QK), where=total_Q1 > 0)
+    return held_QK / np.maximum(total_Q1, 1e-300)
 
 
 def _best_by_loss(p_QK: NDArray[np.float64]) -> NDArray[np.float64]:
