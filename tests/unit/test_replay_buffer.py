@@ -161,11 +161,12 @@ def test_the_budget_holds_after_every_call(config, increments, max_bytes):
 
 
 @each_policy
-def test_a_buffer_fills_up_and_is_not_left_half_empty(config):
+@pytest.mark.parametrize("sizes", [[40] * 60, [30, 600, 60, 60], [300] * 20], ids=["small", "warm-up", "large"])
+def test_a_buffer_fills_up_and_is_not_left_half_empty(config, sizes):
     held = buffer(config)
-    for cut in range(60):
-        add(held, cut, 40)
-    assert held.alive_bytes > 40_000 * 0.7
+    for cut, num in enumerate(sizes):
+        add(held, cut, num)
+    assert held.alive_bytes > 40_000 * (0.7 if sizes[-1] < 300 else 0.6)
     assert len(held.parts()) < 30
 
 
@@ -264,6 +265,21 @@ def test_another_world_size_deals_the_examples_out_again_by_key_group(worlds, tm
         after |= mine
     assert len(before) == 800
     assert after == before
+
+
+@each_policy
+def test_full_buffers_that_are_dealt_out_again_are_full(config, tmp_path):
+    one = replay(tmp_path, max_bytes=80_000, config=config)
+    for cut in range(40):
+        one.stage(cut, examples(cut, 40), groups(40))
+        one.admit(cut)
+    refs, total = without_folder(one.snapshot()), 0
+    for rank in range(2):
+        half = replay(tmp_path, rank=rank, world=2, max_bytes=80_000, config=config)
+        half.restore(refs, 1)
+        assert half.held().size_bytes <= 40_000
+        total += half.held().num_examples
+    assert total > 0.9 * one.held().num_examples
 
 
 def test_dealt_out_reservoirs_are_still_uniform_over_what_was_seen(tmp_path):

@@ -51,9 +51,19 @@ class Stage:
 
     cut: int
     packed: Packed
+    """Those that will be admitted."""
     num_bytes: int
+    keep_A: NDArray[np.bool_]
+    """Which of the alive examples, in storage order, will stay beside them."""
     threshold: float
-    """Of the policy: what it let go already."""
+    """Of the policy, from then on."""
+
+
+@dataclass(frozen=True)
+class _Decided:
+    keep_old_N: NDArray[np.bool_]
+    keep_new_N: NDArray[np.bool_]
+    threshold: float
 
 
 class Buffer:
@@ -89,13 +99,16 @@ class Buffer:
     def stage(self, packed: Packed, cut: int) -> None:
         """Hold a cut's examples until ``admit`` or ``revert``; a second stage takes the first one's place.
 
-        What could not be admitted anyway is left out at once, and what is marked makes room.
+        Who will stay is decided here, so that only those are held that will be admitted.
         """
         self._stage = None
-        room = self._max_bytes - self.alive_bytes
-        kept = self._policy.keep(packed.candidates(), room, self._threshold, cut)
-        packed = packed.take(np.flatnonzero(kept.keep_N))
-        self._stage = Stage(cut, packed, int(packed.size_N.sum()), kept.threshold)
+        old, new = self._candidates(), packed.candidates()
+        stays_A = np.concatenate([np.zeros(0, bool), *(self._stays(s)[s.alive_N] for s in self._segments)])
+        decided = self._decide(old.take(np.flatnonzero(stays_A)), new, cut)
+        packed = packed.take(np.flatnonzero(decided.keep_new_N))
+        keep_A = np.zeros(len(old), dtype=bool)
+        keep_A[stays_A] = decided.keep_old_N
+        self._stage = Stage(cut, packed, int(packed.size_N.sum()), keep_A, decided.threshold)
         self._make_room()
 
     def admit(self, cut: int) -> None:
@@ -104,14 +117,15 @@ class Buffer:
         ``cut`` may have no stage: then only the latter happens.
         """
         stage, self._stage = self._stage, None
-        if self._reverted:
-            self._mark([segment.alive_N & self._stays(segment) for segment in self._segments])
-            self._reverted = frozenset()
         if stage is not None:
             assert stage.cut == cut, f"cut {stage.cut} is staged, and cut {cut} is committed"
-            self._append(stage.packed)
+            self._mark_alive(stage.keep_A)
             self._threshold = stage.threshold
-        self._shrink(cut)
+        if self._reverted:
+            self._segments = [segment.marked(segment.alive_N & self._stays(segment)) for segment in self._segments]
+            self._reverted = frozenset()
+        if stage is not None:
+            self._append(stage.packed)
         self._tidy()
         self._changed()
 
@@ -158,17 +172,8 @@ class Buffer:
 
         Another policy starts from the examples that are there; a smaller budget is met at once.
         """
-        index = parts[INDEX]
-        self._segments, start = [], 0
-        for serial in index["serial"].tolist():
-            packed = Packed(dict(parts[_name(serial)]))
-            stop = start + -(-len(packed) // 8)
-            alive_N = np.unpackbits(index["alive"][start:stop], count=len(packed)).astype(bool)
-            self._segments.append(_segment(serial, packed, alive_N))
-            start = stop
-        same_policy = index["policy"][0] == self._policy.name
-        self._threshold = float(index["threshold"][0]) if same_policy else math.inf
-        self._serial = int(index["next"][0])
+        self._segments, self._threshold = self._unpack(parts)
+        self._serial = int(parts[INDEX]["next"][0])
         self.revert()
         if self.alive_bytes > self._alive_limit:
             self._shrink(self._newest_cut())
@@ -178,9 +183,9 @@ class Buffer:
         """Take this rank's key groups out of the snapshots (in rank order) that another number of ranks took."""
         mine, thresholds = [], []
         for parts in ranks:
-            self.load(parts)
-            thresholds.append(self._threshold)
-            for segment in self._segments:
+            segments, threshold = self._unpack(parts)
+            thresholds.append(threshold)
+            for segment in segments:
                 is_mine_N = segment.alive_N & (segment.packed.records("example")["group"] % world == rank)
                 mine.append(segment.packed.take(np.flatnonzero(is_mine_N)))
         packed = concatenate(mine)
@@ -189,7 +194,20 @@ class Buffer:
         self._append(packed.take(np.lexsort((example_N["group"], example_N["cut"]))))
         self._shrink(self._newest_cut())
         self._tidy()
-        self._changed()
+        self.revert()
+
+    def _unpack(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[list[Segment], float]:
+        """The segments of a snapshot, and the policy's threshold."""
+        index, start = parts[INDEX], 0
+        segments = []
+        for serial in index["serial"].tolist():
+            packed = Packed(dict(parts[_name(serial)]))
+            stop = start + -(-len(packed) // 8)
+            alive_N = np.unpackbits(index["alive"][start:stop], count=len(packed)).astype(bool)
+            segments.append(_segment(serial, packed, alive_N))
+            start = stop
+        same_policy = index["policy"][0] == self._policy.name
+        return segments, float(index["threshold"][0]) if same_policy else math.inf
 
     @property
     def _alive_limit(self) -> int:
@@ -207,24 +225,42 @@ class Buffer:
                 piece = packed.take(np.arange(start, stop))
                 self._segments.append(_segment(self._next_serial(), piece, np.ones(len(piece), dtype=bool)))
 
+    def _candidates(self) -> Candidates:
+        """All alive examples, in storage order."""
+        alive = [np.flatnonzero(segment.alive_N) for segment in self._segments]
+        return _merge([segment.packed.candidates() for segment in self._segments], alive)
+
+    def _decide(self, old: Candidates, new: Candidates, cut: int) -> "_Decided":
+        """Who stays, of all; fewer of the new where there is no room to stage as many beside all that is alive."""
+        everyone = _merge([old, new], [np.arange(len(old)), np.arange(len(new))])
+        kept = self._policy.keep(everyone, self._alive_limit, self._threshold, cut)
+        decided = _Decided(kept.keep_N[: len(old)], kept.keep_N[len(old) :], kept.threshold)
+        room = self._max_bytes - self.alive_bytes
+        chosen = np.flatnonzero(decided.keep_new_N)
+        if int(new.size_N[chosen].sum()) <= room:
+            return decided
+        fewer = self._policy.keep(new.take(chosen), room, kept.threshold, cut)
+        keep_new_N = np.zeros(len(new), dtype=bool)
+        keep_new_N[chosen[fewer.keep_N]] = True
+        keep_old_N = decided.keep_old_N & self._policy.keep(old, self._alive_limit, fewer.threshold, cut).keep_N
+        return _Decided(keep_old_N, keep_new_N, fewer.threshold)
+
     def _shrink(self, cut: int) -> None:
         """Mark what the policy lets go, so that what is alive takes at most three quarters of the budget."""
-        alive = [np.flatnonzero(segment.alive_N) for segment in self._segments]
-        parts = [segment.packed.candidates() for segment in self._segments]
-        kept = self._policy.keep(_merge(parts, alive), self._alive_limit, self._threshold, cut)
+        kept = self._policy.keep(self._candidates(), self._alive_limit, self._threshold, cut)
         self._threshold = kept.threshold
-        if kept.keep_N.all():
-            return
-        marks, start = [], 0
-        for segment, index in zip(self._segments, alive, strict=True):
-            mark_N = np.zeros(len(segment.packed), dtype=bool)
-            mark_N[index] = kept.keep_N[start : start + len(index)]
-            start += len(index)
-            marks.append(mark_N)
-        self._mark(marks)
+        self._mark_alive(kept.keep_N)
 
-    def _mark(self, marks: Sequence[NDArray[np.bool_]]) -> None:
-        self._segments = [segment.marked(mark) for segment, mark in zip(self._segments, marks, strict=True)]
+    def _mark_alive(self, keep_A: NDArray[np.bool_]) -> None:
+        """Of the alive examples, in storage order, these stay."""
+        marked, start = [], 0
+        for segment in self._segments:
+            mark_N = segment.alive_N.copy()
+            stop = start + int(mark_N.sum())
+            mark_N[segment.alive_N] = keep_A[start:stop]
+            marked.append(segment.marked(mark_N))
+            start = stop
+        self._segments = marked
 
     def _tidy(self) -> None:
         """Merge the newest segments like a binary counter; rewrite those that are mostly marked; make room."""
@@ -276,7 +312,7 @@ class Buffer:
             packed = [segment.packed for segment in self._segments]
             end_A = None
             if not self._policy.draws_evenly:
-                candidates = _merge([part.candidates() for part in packed], alive)
+                candidates = _merge([segment.candidates() for segment in packed], alive)
                 end_A = np.cumsum(self._policy.weights(candidates, self._threshold))
             self._drawable = _Drawable(packed, alive, end_A)
         return self._drawable

@@ -33,6 +33,7 @@ class ReplaySpec:
     seed: int
     world: int
     store_uri: str
+    """Absolute where it is a path: the actor has a working directory of its own."""
 
 
 @dataclass(frozen=True)

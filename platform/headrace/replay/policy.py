@@ -34,6 +34,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.cut_N)
 
+    def take(self, index_B: NDArray[np.integer]) -> "Candidates":
+        """These, in this order."""
+        return Candidates(*(column_N[index_B] for column_N in self.__dict__.values()))
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -120,7 +124,7 @@ class Weighted:
 class FrequencyQuota:
     """A quota for each item in proportion to how often it is a target among old and new (ADER, arXiv 2007.12000).
 
-    A quota is the item's share, rounded up or down by a draw of the cut. Within an item the smallest hashes stay, which
+    A quota is the item's share, rounded up or down by a draw of its own. Within an item the smallest hashes stay, which
     is as good as uniform over all of its examples that were ever seen. ADER chooses by herding there.
     """
 
@@ -135,7 +139,7 @@ class FrequencyQuota:
             return Kept(np.ones(len(candidates), dtype=bool), math.inf)
         item_I, inverse_N, count_I = np.unique(candidates.item_N, return_inverse=True, return_counts=True)
         place_N = _place_within(inverse_N, uniform(candidates, self._seed))
-        offset_I = _unit(hash64_array(item_I, self._seed, "replay quota", cut))
+        offset_I = _unit(hash64_array(item_I, self._seed, "replay quota", cut, budget_bytes))
         # an item's k-th example comes at (k + u) / count: any prefix of that order holds each item's share of it
         turn_N = (place_N + offset_I[inverse_N]) / count_I[inverse_N]
         kept = _smallest(turn_N, candidates.size_N, budget_bytes, math.inf)
