@@ -280,8 +280,7 @@ def test_the_written_recipe_is_accepted_and_every_line_says_why(tmp_path, table)
     _, guessed, found = _shape(_put(tmp_path / "my log", table))
     text = draft.draft(guessed, found, draft.Effort(2, 64, 3e-3), tmp_path / "my log", "my")
     (tmp_path / "my.toml").write_text(text)
-    words = [draft.NO_SESSION] if guessed.session_id is None else []
-    recipe = load_recipe([str(tmp_path / "my.toml")], words)
+    recipe = load_recipe([str(tmp_path / "my.toml")])
     assert recipe.columns.item_id == guessed.item_id
     assert recipe.columns.session_id == guessed.session_id
     assert recipe.feed.replay is not None
@@ -299,7 +298,7 @@ def test_a_whole_try_in_a_folder_of_odd_names(headrace, tmp_path):
     assert result.exit_code == 0, result.output
     for text in ("movieId", "neural model", "blend (what is served)", "frozen", "R@100", "Film 3", "headrace run"):
         assert text in result.stdout
-    recipe = load_recipe([str(out)], [draft.NO_SESSION])
+    recipe = load_recipe([str(out)])
     mended = log.find_files(out.parent / "films-log")  # its times were seconds
     assert str(mended.folder) == recipe.feed.path
     assert mended.num_rows == len(item)

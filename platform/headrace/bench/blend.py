@@ -155,8 +155,8 @@ def _moved(
 def _active(w_QK: NDArray[np.float64], p_QK: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights renormalised over the experts that vote on each query."""
     held_QK = np.where(np.isfinite(p_QK), w_QK, 0.0)
-    total_Q1 = held_QK.sum(axis=1, keepdims=True)
-    return held_QK / np.maximum(total_Q1, 1e-300)
+    active_QK: NDArray[np.float64] = held_QK / np.maximum(held_QK.sum(axis=1, keepdims=True), 1e-300)
+    return active_QK
 
 
 def _best_by_loss(p_QK: NDArray[np.float64]) -> NDArray[np.float64]:

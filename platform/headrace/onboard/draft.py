@@ -30,16 +30,11 @@ _NICE_S: tuple[int, ...] = (1, 10, 60, 300, 1800, _HOUR, 3 * _HOUR, 6 * _HOUR, 1
 _NICE_S += tuple(days * _DAY for days in (1, 2, 4, 7, 14, 28, 91, 182, 364, 3 * 364, 10 * 364))
 
 
-NO_SESSION = "columns.session_id=none"
-"""What TOML cannot say: it has no word for none."""
-
-
 def draft(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: str) -> str:
     """The recipe's text; ``folder`` is the log that it replays."""
-    words = f" {NO_SESSION}" if guess.session_id is None else ""
     parts = [
         f"# Written by `headrace try`: guesses from the log in {folder}, each with its reason. Change what is wrong.",
-        f"# `headrace run THIS_FILE{words}` replays that log in event time and serves while it learns.",
+        "# `headrace run THIS_FILE` replays that log in event time and serves while it learns.",
         "",
         "seed = 1                      # every draw comes from it: the same seed gives the same run",
     ]
@@ -47,8 +42,6 @@ def draft(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: str) -
         parts += ["", f"[{section}]", *(_line(*line) for line in lines)]
         if section == "feed.replay":
             parts += _LANDING
-        if section == "columns" and guess.session_id is None:
-            parts += ["# No session_id: TOML has no word for none, so say it on the command line, as above."]
     for lines in _experts(shape):
         parts += ["", "[[experts]]", *(_line(*line) for line in lines)]
     return "\n".join(parts) + "\n"
@@ -150,6 +143,8 @@ _SESSIONS = {
 def _columns(guess: Guess, shape: Shape) -> list[_Line]:
     why = {column: reason for _, column, reason in guess.reasons}
     lines: list[_Line] = [(role, name, why.get(name, "")) for role, name in guess.named.items()]
+    if guess.session_id is None:
+        lines.append(("session_id", "", "there is none"))
     if shape.target_kinds:
         lines.append(("target_kinds", list(shape.target_kinds), "what is predicted; other kinds are context"))
     return lines

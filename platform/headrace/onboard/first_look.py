@@ -73,18 +73,17 @@ def first_look(options: Options) -> None:
         text = draft.draft(guessed, found, planned.whole_effort, source, name)
         _write_recipe(teller, options.recipe, text, files, guessed, whole, source)
     _tell_plan(teller, looked, whole, planned, found)
-    words = [draft.NO_SESSION] if guessed.session_id is None else []
     with tempfile.TemporaryDirectory(prefix="headrace-try-") as folder:
         log.write(looked, Path(folder) / "log", rows_per_file=10**9)
         text = draft.draft(guessed, found, planned.effort, source, name)
         (Path(folder) / "recipe.toml").write_text(text, encoding="utf-8")
-        recipe = load_recipe([f"{folder}/recipe.toml"], [*words, *options.overrides, f"feed.path={folder}/log"])
+        recipe = load_recipe([f"{folder}/recipe.toml"], [*options.overrides, f"feed.path={folder}/log"])
         answers = Answers(names)
         scored = _follow(teller, recipe, answers)
     _tell_scores(teller, scored, recipe)
     for line in answers.lines():
         teller.say(line)
-    _tell_next(teller, options, [*words, *options.overrides])
+    _tell_next(teller, options)
 
 
 class _Teller:
@@ -149,7 +148,7 @@ def _tell_plan(teller: _Teller, looked: log.Log, whole: log.Log, planned: plan.P
     if planned.share < 1:
         teller.say(
             f"  a sample of {share(planned.share)} of the people, drawn by hash, each with all events, so that it "
-            f"takes about a minute: {count(len(looked))} events. The whole log scores differently, mostly higher"
+            f"takes about a minute: {count(len(looked))} events. On the whole log the figures will differ"
         )
     teller.say(
         f"  warm-up on the first {span(found.first_slice_s)} ({planned.effort.warmup_epochs} passes), then the rest in "
@@ -278,14 +277,13 @@ def _write_recipe(
     teller.say("  written; every line in it says why it is so")
 
 
-def _tell_next(teller: _Teller, options: Options, words: Sequence[str]) -> None:
-    quoted = "".join(f" {_quoted(word)}" for word in words)
+def _tell_next(teller: _Teller, options: Options) -> None:
+    quoted = "".join(f" {_quoted(word)}" for word in options.overrides)
     teller.title("Go on with")
     if options.recipe is not None:
         teller.say(f"  headrace run {_quoted(str(options.recipe))}{quoted}")
     else:
-        own = "".join(f" {_quoted(word)}" for word in options.overrides)
-        teller.say(f"  headrace try {_quoted(str(options.folder))} --recipe my.toml{own}")
+        teller.say(f"  headrace try {_quoted(str(options.folder))} --recipe my.toml{quoted}")
         teller.say(f"  # the same, and writes these guesses down; then: headrace run my.toml{quoted}")
     teller.say(f"  ({monotonic_s() - teller.began_s:.0f} s in all)")
 

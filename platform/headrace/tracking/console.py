@@ -99,7 +99,7 @@ class Observer:
                 self._recall_sum[name] = self._recall_sum.get(name, 0.0) + recall
 
     def _header(self) -> None:
-        experts = "".join(f" {name[:9]:>9} " for name in self._experts)
+        experts = "".join(f" {name:>{_width(name)}} " for name in self._experts)
         scores = f"{'cut':>5} {'events':>8} {'queries':>7} {'live':>6} {'frozen':>6}{experts} {'fresh':>6}"
         if not self._legend_printed:
             self._print(_LEGEND, "dim")
@@ -111,7 +111,8 @@ class Observer:
     def _line(self, row: IncrementRow) -> str:
         best = max(self._recall_sum, key=self._recall_sum.__getitem__, default=None)
         experts = "".join(
-            f" {percent(row.recall_experts.get(name)):>9}{'*' if name == best else ' '}" for name in self._experts
+            f" {percent(row.recall_experts.get(name)):>{_width(name)}}{'*' if name == best else ' '}"
+            for name in self._experts
         )
         version = "-" if row.version is None else str(row.version)
         return (
@@ -124,6 +125,10 @@ class Observer:
         with self._lock:
             self._console.print(Text(line, style=style))
             self._console.file.flush()
+
+
+def _width(name: str) -> int:
+    return max(6, len(name))
 
 
 def percent(share: float | None) -> str:
