@@ -108,3 +108,12 @@ def test_an_actor_that_does_not_come_back_is_a_clear_error(tmp_path):
     with pytest.raises(TrainingError, match="the replay actor is gone"):
         list(remote.batches(0, [4]))
     assert time.monotonic() - began_s < 30
+
+
+def test_the_benchmark_measures_all_ways(tmp_path):
+    from headrace.bench.replay import measure_durability, measure_throughput
+
+    durability, refs = measure_durability(spec(tmp_path, world=1), increments=3)
+    assert 0 < durability.written_bytes <= durability.largest_written_bytes <= 30_000
+    throughput = measure_throughput(spec(tmp_path, world=1), refs, batch=16, batches=10)
+    assert min(throughput.in_process, throughput.one_at_a_time, throughput.in_flight) > 0

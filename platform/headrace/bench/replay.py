@@ -34,7 +34,7 @@ _SHARE = 20
 
 @dataclass(frozen=True)
 class Throughput:
-    """Made by ``_throughput``: examples a second, by way."""
+    """Made by ``measure_throughput``: examples a second, by way."""
 
     policy: str
     in_process: float
@@ -44,7 +44,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Durability:
-    """Made by ``_durability``: what commits of a full buffer write, and how long it takes to go on from one."""
+    """Made by ``measure_durability``: what commits of a full buffer write, and how long it takes to go on from one."""
 
     policy: str
     num_examples: int
@@ -78,9 +78,9 @@ def run(
             )
             with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
                 spec = ReplaySpec(config, 1, 1, folder)
-                durability, refs = _durability(spec, increments)
+                durability, refs = measure_durability(spec, increments)
                 durabilities.append(durability)
-                throughputs.append(_throughput(spec, refs, batch, batches))
+                throughputs.append(measure_throughput(spec, refs, batch, batches))
     finally:
         ray.shutdown()
     _print(throughputs, durabilities, batch, in_flight)
@@ -90,8 +90,8 @@ def run(
     }
 
 
-def _durability(spec: ReplaySpec, increments: int) -> tuple[Durability, dict[str, PartRef]]:
-    """Fill a buffer to its budget, then measure ``increments`` more."""
+def measure_durability(spec: ReplaySpec, increments: int) -> tuple[Durability, dict[str, PartRef]]:
+    """Fill a buffer to its budget, then measure ``increments`` more; also the last snapshot's parts."""
     replay, num = LocalReplay(spec, 0), spec.config.max_bytes // 200
     for cut in range(_FILL_CUTS):
         _learn(replay, cut, num // 10)
@@ -122,8 +122,8 @@ def _durability(spec: ReplaySpec, increments: int) -> tuple[Durability, dict[str
     return durability, own
 
 
-def _throughput(spec: ReplaySpec, refs: dict[str, PartRef], batch: int, batches: int) -> Throughput:
-    """The same batches three times; they are compared, so that no way leaves something out."""
+def measure_throughput(spec: ReplaySpec, refs: dict[str, PartRef], batch: int, batches: int) -> Throughput:
+    """The same batches three times, compared, so that no way leaves something out; Ray must be up."""
     actor = start_actor(spec)
     single = ReplaySpec(spec.config.model_copy(update={"in_flight": 1}), spec.seed, 1, spec.store_uri)
     ways: list[Replay] = [LocalReplay(spec, 0), RemoteReplay(single, 0, actor), RemoteReplay(spec, 0, actor)]
