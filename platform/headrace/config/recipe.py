@@ -207,7 +207,7 @@ class ReplayBufferConfig(Section):
     max_bytes: PositiveInt = 64 * 2**20
     """Of all ranks together, with those that wait for their commit; at most three quarters once these are in."""
     segment_bytes: PositiveInt = 4 * 2**20
-    """A snapshot's parts are at most so large, and an eighth of a rank's budget; unchanged ones are not written again."""
+    """A snapshot's parts are about so large (at most an eighth of a rank's budget); unchanged ones stay as they are."""
     in_flight: PositiveInt = 4
     """Batches that a rank asks for ahead of the step that trains on them."""
 
