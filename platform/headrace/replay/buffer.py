@@ -177,7 +177,7 @@ class Buffer:
         self.revert()
         if self.alive_bytes > self._alive_limit:
             self._shrink(self._newest_cut())
-            self._tidy()
+        self._make_room()
 
     def deal(self, ranks: Sequence[Mapping[str, Mapping[str, NDArray[Any]]]], rank: int, world: int) -> None:
         """Take this rank's key groups out of the snapshots (in rank order) that another number of ranks took."""
@@ -217,7 +217,7 @@ class Buffer:
         return max((int(segment.packed.records("example")["cut"].max()) for segment in self._segments), default=0)
 
     def _append(self, packed: Packed) -> None:
-        """New segments, none (but for a single large example) over the recipe's size."""
+        """New segments, of about the recipe's size where there is that much."""
         piece_N = (np.cumsum(packed.size_N) - 1) // self._segment_bytes
         bounds = [0, *(np.flatnonzero(np.diff(piece_N)) + 1).tolist(), len(packed)]
         for start, stop in pairwise(bounds):
