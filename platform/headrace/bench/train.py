@@ -3,6 +3,7 @@
 Both train the same encoder on the same batches with the same Adam, bound and threads. The plain loop is what one would
 write first: an embedding for the items, ``cross_entropy`` on its product with the queries, ``backward``,
 ``clip_grad_norm_``. Ours is production's ``train_passes``, planning included. Runs alternate, each from a fresh model.
+A second table shows sparse mode: the same sessions over 10,000 items and over 1,000,000, a hundred times as far apart.
 Imports neither ray nor wandb. Shape legend: N events, S sequences, D width, E items.
 """
 
@@ -22,7 +23,7 @@ from torch import nn
 from headrace.bench.output import print_table
 from headrace.catalogue.eligible import Eligible
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe
+from headrace.config.recipe import Recipe, SampledSoftmaxConfig
 from headrace.errors import DataError
 from headrace.inputs.contexts import EventLog, build_contexts, pad
 from headrace.inputs.examples import Examples, plan_batches
@@ -32,11 +33,13 @@ from headrace.models.build import build_model
 from headrace.objectives.softmax import build_objective
 from headrace.records import generator, hash64, hash64_array
 from headrace.train.group import Solo
-from headrace.train.passes import train_passes
+from headrace.train.offline import peak_mb
+from headrace.train.passes import PassStats, train_passes
 from headrace.train.step import TrainStep
 
 _SYNTHETIC = ("model.width=150", "train.batch=256", "train.learning_rate=5e-4")
 _WARM_STEPS = 3
+_SPARSE_ITEMS = (10_000, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def run(
     """Time both loops in turn, print a table, and return medians (examples a second) and their ratio.
 
     ``data``: a folder of period files, of which the first is used; None: synthetic sessions over 20,000 items.
-    ``steps``: optimizer steps a run. Threads are the recipe's ``run.torch_threads``.
+    ``steps``: optimizer steps a run. Threads are the recipe's ``run.torch_threads``. Sparse mode is timed on synthetic
+    sessions, whatever ``data`` is.
     """
     files, words = ([str(recipe)], overrides) if recipe is not None else ([], [*_SYNTHETIC, *overrides])
     task = _task(load_recipe(files, words), data, torch.device(device), steps)
@@ -92,9 +96,10 @@ def run(
         for _ in range(runs):
             for name, loop in loops.items():
                 timed[name].append(loop(task))
+        sparse = _time_sparse(task.recipe, task.device, steps, runs)
     finally:
         torch.set_num_threads(threads)
-    return _report(task, timed)
+    return {**_report(task, timed), "sparse": _report_sparse(sparse)}
 
 
 def _report(task: Task, timed: dict[str, list[Timed]]) -> dict[str, Any]:
@@ -125,22 +130,56 @@ def _report(task: Task, timed: dict[str, list[Timed]]) -> dict[str, Any]:
     return result
 
 
+def _time_sparse(recipe: Recipe, device: torch.device, steps: int, runs: int) -> dict[int, list[float]]:
+    """Milliseconds a step, by catalogue size; runs alternate and go on training where the one before stopped."""
+    if recipe.objective.kind != "sampled_softmax":
+        recipe = recipe.model_copy(update={"objective": SampledSoftmaxConfig()})
+    key_N, ts_N, item_N = _synthetic(recipe.seed, _SPARSE_ITEMS[0])
+    tasks, trained = {}, {}
+    for num_items in _SPARSE_ITEMS:
+        examples = _examples(recipe, key_N, ts_N, item_N * (num_items // _SPARSE_ITEMS[0]), steps)
+        tasks[num_items] = Task(recipe, device, examples, num_items)
+        trained[num_items] = _step(tasks[num_items])
+        _pass(trained[num_items], tasks[num_items], 0)
+    timed: dict[int, list[float]] = {num_items: [] for num_items in _SPARSE_ITEMS}
+    for run in range(1, runs + 1):
+        for num_items, task in tasks.items():
+            began = time.perf_counter()
+            num_steps = _pass(trained[num_items], task, run).steps
+            timed[num_items].append(1000.0 * (time.perf_counter() - began) / num_steps)
+    return timed
+
+
+def _report_sparse(timed: dict[int, list[float]]) -> dict[str, Any]:
+    few, many = (statistics.median(timed[num_items]) for num_items in _SPARSE_ITEMS)
+    title = f"sparse mode: a step over {_SPARSE_ITEMS[1]:,} items takes {many / few:.2f}x one over {_SPARSE_ITEMS[0]:,}"
+    rows = [[f"{items:,}", f"{statistics.median(ms):.1f}", f"{min(ms):.1f}"] for items, ms in timed.items()]
+    print_table(title, ("items", "ms a step, median", "fastest run"), rows)
+    return {"step_ms": {str(items): ms for items, ms in timed.items()}, "ratio": many / few, "peak_mb": peak_mb()}
+
+
 def _ours(task: Task) -> Timed:
-    recipe = task.recipe
-    step = TrainStep(
-        task.model(),
-        build_objective(recipe.objective),
-        build_methods(recipe.methods),
-        recipe.train,
-        Solo(),
-        recipe.seed,
-    )
-    step.begin_increment(task.num_items, 0)
-    slot_I = np.arange(task.num_items)
+    step = _step(task)
     began, cpu_began = time.perf_counter(), time.process_time()
-    stats = train_passes(step, task.examples, Eligible(slot_I), slot_I, epochs=1, seed=recipe.seed, increment=0)
-    _finish(task.device)
+    stats = _pass(step, task, 0)
     return Timed(time.perf_counter() - began, time.process_time() - cpu_began, stats.loss_per_epoch[0])
+
+
+def _step(task: Task) -> TrainStep:
+    recipe = task.recipe
+    methods = build_methods(recipe.methods)
+    step = TrainStep(task.model(), build_objective(recipe.objective), methods, recipe.train, Solo(), recipe.seed)
+    step.begin_increment(task.num_items, 0)
+    return step
+
+
+def _pass(step: TrainStep, task: Task, increment: int) -> PassStats:
+    slot_I = np.arange(task.num_items)
+    stats = train_passes(
+        step, task.examples, Eligible(slot_I), slot_I, epochs=1, seed=task.recipe.seed, increment=increment
+    )
+    _finish(task.device)
+    return stats
 
 
 def _plain(task: Task) -> Timed:
@@ -190,7 +229,13 @@ def _finish(device: torch.device) -> None:
 
 
 def _task(recipe: Recipe, data: Path | None, device: torch.device, steps: int) -> Task:
-    key_N, ts_N, item_N = _synthetic(recipe.seed) if data is None else _read(data, recipe)
+    key_N, ts_N, item_N = _synthetic(recipe.seed, 20_000) if data is None else _read(data, recipe)
+    return Task(recipe, device, _examples(recipe, key_N, ts_N, item_N, steps), int(item_N.max()) + 1)
+
+
+def _examples(
+    recipe: Recipe, key_N: NDArray[np.uint64], ts_N: NDArray[np.int64], item_N: NDArray[np.int64], steps: int
+) -> Examples:
     order = np.lexsort((ts_N, key_N))
     log = EventLog(key_N[order], ts_N[order], item_N[order], np.zeros(len(order), dtype=np.int16))
     contexts = build_contexts(log, log.key_N, log.ts_N, log.key_N, recipe.inputs.max_events)
@@ -200,20 +245,19 @@ def _task(recipe: Recipe, data: Path | None, device: torch.device, steps: int) -
     count = len(chosen)
     zeros, ones = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.float32)
     target = log.item_N[chosen]
-    examples = Examples(contexts.take(chosen), np.arange(count), zeros, target, ones, log.ts_N[chosen], zeros, chosen)
-    return Task(recipe, device, examples, int(item_N.max()) + 1)
+    return Examples(contexts.take(chosen), np.arange(count), zeros, target, ones, log.ts_N[chosen], zeros, chosen)
 
 
 def _first(examples: Examples, count: int) -> Examples:
     return examples.take(np.arange(min(count, len(examples))))
 
 
-def _synthetic(seed: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-    """Sessions with a mean of about five events over 20,000 items of uneven popularity: (session, ts, item)."""
+def _synthetic(seed: int, num_items: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Sessions with a mean of about five events over items of uneven popularity: (session, ts, item)."""
     draw = generator(seed, "bench train sessions")
     length_S = np.minimum(draw.geometric(0.2, size=20000) + 1, 50)
     key_N = np.repeat(np.arange(1, len(length_S) + 1, dtype=np.uint64), length_S)
-    item_N = (20000 * draw.random(len(key_N)) ** 2).astype(np.int64)
+    item_N = (num_items * draw.random(len(key_N)) ** 2).astype(np.int64)
     return key_N, np.arange(len(key_N), dtype=np.int64), item_N
 
 

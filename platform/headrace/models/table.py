@@ -4,10 +4,15 @@ It grows by doubling, so that its shape, which decides the last bits of a produc
 of every commit.
 """
 
+import mmap
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from headrace.records import hash64
+
+_LARGE_BYTES = 16 * 2**20
 
 
 class ItemTable(nn.Module):
@@ -24,7 +29,9 @@ class ItemTable(nn.Module):
         self.seed = seed
         self.scale = scale
         """Standard deviation of a fresh row's entries."""
-        self.weight = nn.Parameter(self._fresh(0, capacity))
+        rows_VD = grown(torch.empty(0, width), capacity)
+        self._fill(rows_VD, 0)
+        self.weight = nn.Parameter(rows_VD)
 
     @classmethod
     def from_rows(cls, weight: Tensor, seed: int, scale: float) -> "ItemTable":
@@ -45,8 +52,10 @@ class ItemTable(nn.Module):
             capacity *= 2
         if capacity == self.capacity:
             return False
-        added = self._fresh(self.capacity, capacity).to(self.weight)
-        self.weight = nn.Parameter(torch.cat([self.weight.detach(), added]))
+        before = self.capacity
+        grown_VD = grown(self.weight.detach(), capacity)
+        self._fill(grown_VD[before:], before)
+        self.weight = nn.Parameter(grown_VD)
         return True
 
     def rows(self, slot_BL: Tensor) -> Tensor:
@@ -63,17 +72,36 @@ class ItemTable(nn.Module):
             for chunk in torch.unique(slot_R // self._CHUNK).tolist():
                 start = chunk * self._CHUNK
                 member_R = slot_R[slot_R // self._CHUNK == chunk]
-                fresh_CD = self._fresh(start, start + self._CHUNK).to(self.weight)
-                self.weight[member_R] = fresh_CD[member_R - start]
+                fresh_CD = torch.empty(self._CHUNK, self.width)
+                self._fill(fresh_CD, start)
+                self.weight[member_R] = fresh_CD.to(self.weight)[member_R - start]
 
-    def _fresh(self, start: int, stop: int) -> Tensor:
-        chunks = [torch.empty(0, self.width)]
+    def _fill(self, rows_RD: Tensor, start: int) -> None:
+        """Write the fresh rows of the slots from ``start`` on."""
+        stop = start + len(rows_RD)
         for chunk in range(start // self._CHUNK, -(-stop // self._CHUNK)):
             draw = torch.Generator().manual_seed(hash64(self.seed, "item rows", chunk) >> 1)
-            rows_CD = torch.randn(self._CHUNK, self.width, generator=draw) * self.scale
-            base = chunk * self._CHUNK
-            chunks.append(rows_CD[max(start - base, 0) : stop - base])
-        return torch.cat(chunks)
+            drawn_CD = torch.randn(self._CHUNK, self.width, generator=draw) * self.scale
+            first, last = max(start, chunk * self._CHUNK), min(stop, (chunk + 1) * self._CHUNK)
+            rows_RD[first - start : last - start] = drawn_CD[first - chunk * self._CHUNK : last - chunk * self._CHUNK]
+
+
+def grown(old: Tensor, num_rows: int) -> Tensor:
+    """A tensor of ``num_rows`` rows that begins with the old ones; zeros beyond them.
+
+    In host memory a large one lies in huge pages, where the system grants them: rows are read and written here and
+    there, and with pages of 4 KB that took two to three times as long over a million rows.
+    """
+    shape = (num_rows, *old.shape[1:])
+    size_bytes = old.element_size() * torch.Size(shape).numel()
+    if old.device.type != "cpu" or size_bytes < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        new = old.new_zeros(shape)
+    else:
+        memory: Any = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        new = torch.frombuffer(memory, dtype=old.dtype).view(shape)  # keeps the memory as long as it lives
+    new[: len(old)] = old
+    return new
 
 
 def read_rows(weight_VD: Tensor, slot_BL: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ Shape legend: V rows of the table, R distinct rows of a step, D width.
 import torch
 from torch import Tensor
 
+from headrace.models.table import grown
+
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
@@ -30,8 +32,7 @@ class RowAdam:
         """Make room for ``num_rows`` rows; those that are there keep their state."""
         for key, old in self.tensors.items():
             if len(old) < num_rows:
-                self.tensors[key] = old.new_zeros((num_rows, *old.shape[1:]))
-                self.tensors[key][: len(old)] = old
+                self.tensors[key] = grown(old, num_rows)
 
     def update_(self, slot_R: Tensor, row_RD: Tensor, gradient_RD: Tensor, learning_rate: float) -> None:
         """One step of ``row_RD``, the weights of the rows ``slot_R`` (distinct), in place."""
