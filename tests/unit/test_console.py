@@ -108,3 +108,9 @@ def test_a_table_goes_on_row_by_row(capsys):
     print_table(None, ("name", "R@20"), [("online", "50.1")])
     print_table(None, ("name", "R@20"), [("cycle2", "9.0")], with_header=False)
     assert capsys.readouterr().out == "name    R@20\n------------\nonline  50.1\ncycle2   9.0\n"
+
+
+def test_an_expert_that_was_left_out_is_named():
+    assert _lines(replace(ROW, faults={"covisit": 7}))[-1].strip() == (
+        "expert covisit was left out of 7 queries: it failed, or its vote is no probability"
+    )

@@ -235,3 +235,21 @@ def test_what_does_not_add_up_is_refused_in_words() -> None:
     assert conserve(rows, cut)["trained_once"] == 90
     with pytest.raises(TrainingError, match="cut 3 does not add up: 111 events came in, 110 are accounted for"):
         conserve(rows, dataclasses.replace(cut, events_in=111))
+
+
+def test_an_expert_that_dies_is_left_out_counted_and_keeps_its_weight(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, "gate.window=0")
+    before = stream.advance(until=2)[-1]
+
+    def kill(state: LearnerState) -> None:
+        def dies(*_: object) -> None:
+            raise MemoryError("by hand")
+
+        state.experts[0].probabilities = dies  # type: ignore[method-assign, assignment]
+
+    after = stream.advance(change=kill)
+    queries = after[0].facts["metrics"]["queries"]
+    assert after[0].facts["metrics"]["faults"] == {"popular": queries}
+    assert after[-1].facts["weights"]["popular"] == pytest.approx(before.facts["weights"]["popular"], rel=1e-9)
+    assert all(lawful(m) for m in after)
+    assert before.facts["metrics"]["faults"] == {}

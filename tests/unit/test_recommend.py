@@ -213,6 +213,21 @@ def test_sparse_votes_abstentions_and_faults():
     assert target.rank["near"].tolist() == [40, MISS, MISS]
 
 
+def test_an_expert_that_dies_is_left_out_counted_and_no_error(caplog):
+    def dies(contexts, query_QD, eligible):
+        raise ZeroDivisionError("by hand")
+
+    version, alone = recommender(40, [Told("dying", dies), popular_over(40)]), recommender(40)
+    contexts = questions(3, 40)
+    judged = version.judge(contexts, np.array([5, 6, 7]), np.arange(4))
+    assert np.isnan(judged.probability["dying"]).all()
+    assert version.faults["dying"] == 3
+    np.testing.assert_allclose(version.top(contexts, 9).score_QK, alone.top(contexts, 9).score_QK, rtol=1e-6)
+    assert [record.message for record in caplog.records] == [
+        "expert dying failed; it is left out, and this is said once"
+    ]
+
+
 def test_a_model_that_is_not_finite_loses_its_vote():
     version = recommender(30)
     with torch.no_grad():

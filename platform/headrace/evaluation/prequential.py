@@ -77,6 +77,8 @@ class Scored:
     probability: dict[str, NDArray[np.float64]]
     """For each of the learner's experts, (Q,) in ledger order: the target's probability (mean over its eligible
     targets); nan where the expert abstained or no target was eligible."""
+    faults: dict[str, int]
+    """By expert of the learner, where there are any: queries on which it failed, or its vote was not a probability."""
     signs: Mapping[str, NDArray[np.int8]]
     """Of the blend and the neural expert, (Q,) in ledger order: the sign of live's recall@20 less trusted's, which with
     a single target is the difference of hits. Empty where trusted was not asked."""
@@ -110,7 +112,9 @@ def score(
             judged[id(version)] = version.judge(queries.contexts, queries.target_T, queries.offset_R)
         return judged[id(version)]
 
+    faults = learner.faults
     own = judge(learner)
+    failed = [learner.faults.get(name, 0) - faults.get(name, 0) for name in own.probability]
     rank_of = {name: rank_T for name, rank_T in own.rank.items() if name != BLEND}
     rank_of["learner"], rank_of["live"] = own.rank[BLEND], judge(live).rank[BLEND]
     if frozen is not None:
@@ -121,6 +125,7 @@ def score(
         "row": queries.row_Q,
         "length": np.diff(queries.offset_R),
         "known": known(queries, learner),
+        "failed": np.array(failed, dtype=np.int64),
         **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
         **{f"p/{name}": p_Q for name, p_Q in per_query(own.probability, queries.offset_R).items()},
         **{f"sign/{name}": sign_Q for name, sign_Q in signs.items()},
@@ -155,7 +160,9 @@ def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[s
             metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
     probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
     signs = {name: np.concatenate([part[f"sign/{name}"] for part in parts])[order_Q] for name in compared}
-    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, signs)
+    failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
+    faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
+    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, faults, signs)
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

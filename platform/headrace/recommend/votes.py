@@ -1,10 +1,12 @@
 """What the counting experts say about a block of queries, in the form that ranking and mixing need.
 
-A vote is checked before it counts: one that is not finite, or negative, is an abstention, and is counted as a fault.
+A vote is checked before it counts: one that is not finite, or negative, is an abstention, and is counted as a fault;
+so is an expert that raises. Nobody who asks shall meet an error because one of several voices fails.
 Where seen items come last, a vote is renormalised over the unseen ones; one that has nothing for them abstains.
 Shape legend: Q queries of a block, R = Q + 1 offsets, T targets (flat) or ragged entries, E eligible items.
 """
 
+import logging
 from collections import Counter
 
 import numpy as np
@@ -16,6 +18,8 @@ from headrace.catalogue.eligible import Eligible
 from headrace.experts.base import Expert, Shared, Sparse
 from headrace.inputs.contexts import Contexts
 from headrace.recommend.seen import Seen
+
+_log = logging.getLogger(__name__)
 
 MISS = int(np.iinfo(np.int64).max)
 """The rank of a target that cannot be answered: beyond every cutoff."""
@@ -127,7 +131,14 @@ class Voters:
         return {expert.name: self._ask(expert, contexts, query_QD, seen) for expert in self._experts}
 
     def _ask(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32], seen: Seen | None) -> Vote:
-        match expert.probabilities(contexts, query_QD, self._eligible):
+        try:
+            said = expert.probabilities(contexts, query_QD, self._eligible)
+        except Exception:  # noqa: BLE001 (whatever it is, the others can answer)
+            if not self.faults[expert.name]:
+                _log.exception("expert %s failed; it is left out, and this is said once", expert.name)
+            self.faults[expert.name] += len(contexts)
+            return None
+        match said:
             case None:
                 return None
             case Shared(p_E):

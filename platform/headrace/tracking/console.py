@@ -6,7 +6,7 @@ A row is a line that is printed once and never redrawn, so that a log file reads
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -51,6 +51,8 @@ class IncrementRow:
     backlog_shards: int
     train_s: float
     increment_s: float
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """By expert: queries on which it failed, and was left out."""
 
 
 class Observer:
@@ -81,6 +83,9 @@ class Observer:
                 self._header()
             self._rows_since_header += 1
             self._print(self._line(row), _VERDICT_STYLE[row.verdict])
+            for name, count in row.faults.items():
+                left_out = f"expert {name} was left out of {count} queries: it failed, or its vote is no probability"
+                self._print(f"{'':>5}  {left_out}", "yellow")
             if row.verdict != "publish" or row.reason.startswith(_ROLLED_BACK):
                 self._print(f"{'':>5}  {row.verdict}: {row.reason}", _VERDICT_STYLE[row.verdict] or "yellow")
 

@@ -148,6 +148,7 @@ class Follower:
             backlog_shards=self._backlog(),
             train_s=seconds["train"],
             increment_s=sum(seconds.values()) - seconds["feed"],
+            faults=metrics["faults"],
         )
 
     def _write_report(self) -> None:

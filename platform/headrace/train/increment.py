@@ -280,7 +280,7 @@ def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision
 
 def _metrics(scored: Scored | None) -> dict[str, Any]:
     if scored is None:
-        return {"queries": 0, "known": 0, "live": None, "learner": None, "frozen": None, "experts": {}}
+        return {"queries": 0, "known": 0, "live": None, "learner": None, "frozen": None, "experts": {}, "faults": {}}
     named = {name: scored.metrics.get(name) for name in ("live", "learner", "frozen")}
     experts = {name: figures for name, figures in scored.metrics.items() if name not in named}
     return {
@@ -288,5 +288,6 @@ def _metrics(scored: Scored | None) -> dict[str, Any]:
         "known": scored.num_known,
         **named,
         "experts": experts,
+        "faults": scored.faults,
         "on_known": scored.metrics_known,
     }
