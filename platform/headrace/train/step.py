@@ -173,7 +173,7 @@ class TrainStep:
         self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * scale
         self._optimizer.step()
         if self._touched is not None:
-            self._touched.update(view, gradient_RD, self.config.learning_rate * scale)
+            self._touched.update(view, gradient_RD, self.config.learning_rate * scale, self.steps_since_fresh + 1)
         self.steps_since_fresh += 1
         self.step_in_increment += 1
         return loss

@@ -99,10 +99,10 @@ class TouchedRows:
             self._to_device(correction_C),
         )
 
-    def update(self, view: TableView, gradient_RD: Tensor, learning_rate: float) -> None:
-        """One optimizer step of the view's rows, and back into the table."""
+    def update(self, view: TableView, gradient_RD: Tensor, learning_rate: float, step: int) -> None:
+        """One optimizer step (the ``step``-th since its birth) of the view's rows, and back into the table."""
         assert view.slot_R is not None
-        self.adam.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate)
+        self.adam.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate, step)
         self._weight_VD.index_copy_(0, view.slot_R, view.row_RD)
 
     def reset(self, slot_R: NDArray[np.int64]) -> None:
@@ -114,7 +114,7 @@ class TouchedRows:
     def changed(self) -> list[Tensor]:
         """Weights and moments of the rows touched since ``begin``."""
         slot_R = self._is_touched_V.nonzero()[:, 0]
-        whole = (self._weight_VD, self.adam.tensors["exp_avg"], self.adam.tensors["exp_avg_sq"])
+        whole = (self._weight_VD, self.adam.tensors["exp_avg_sq"])
         return [tensor.index_select(0, slot_R) for tensor in whole] if len(slot_R) else []
 
     def state(self) -> Parts:
@@ -131,7 +131,7 @@ class TouchedRows:
         if f"{_TABLE}/00000" in parts:
             for key in RowAdam.KEYS:
                 self.adam.tensors[key] = self._to_device(join_chunks(_TABLE, key, parts))
-            self._num_slots = len(self.adam.tensors["touches"])
+            self._num_slots = len(self.adam.tensors["clock"])
         if self.frequencies is not None:
             self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
 
