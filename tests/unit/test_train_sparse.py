@@ -18,8 +18,8 @@ from headrace.train.passes import train_passes
 from headrace.train.step import TrainStep
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another
-SPARSE = SampledSoftmaxConfig(negatives=16)
-BY_FREQUENCY = SampledSoftmaxConfig(negatives=16, draw="frequency", half_life_targets=50)
+SPARSE = SampledSoftmaxConfig(negatives=16, draw="uniform")
+BY_FREQUENCY = SampledSoftmaxConfig(negatives=16, half_life_targets=50)
 EVERYTHING = SampledSoftmaxConfig(negatives=10 * NUM_ITEMS)
 CONFIGS = [pytest.param(SPARSE, id="uniform"), pytest.param(BY_FREQUENCY, id="frequency")]
 

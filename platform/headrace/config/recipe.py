@@ -244,7 +244,7 @@ class SampledSoftmaxConfig(Section):
     """As for "softmax"."""
     negatives: PositiveInt = 4096
     """Items drawn a step, shared by all its examples on all ranks; where fewer are eligible, all of them."""
-    draw: Literal["uniform", "frequency"] = "uniform"
+    draw: Literal["uniform", "frequency"] = "frequency"
     """"frequency": in proportion to how often an item was a target, decayed; the loss is corrected for it (logQ)."""
     half_life_targets: PositiveInt = 1_000_000
     """Of the frequencies: a target so many targets ago counts half."""
