@@ -163,6 +163,16 @@ def test_trusted_follows_live_by_windows(tmp_path: Path) -> None:
     assert went_back(manifests) == []
 
 
+def test_a_cut_without_queries_is_not_compared(tmp_path: Path) -> None:
+    stream = Stream(tmp_path, recipe(*RECIPE, "gate.window=2"))
+    for cut in range(6):
+        stream.land(walks(1000 if cut == 0 else 100, cut).slice(0, 1 if cut == 3 else None))
+    manifests = stream.advance()
+    assert manifests[3].facts["metrics"]["queries"] == 0
+    assert [m.facts["review"]["window_cut"] for m in manifests] == [None, None, 1, None, 2, 1]
+    assert manifests[3].facts["review"]["e_values"] == {}
+
+
 def test_without_a_window_whatever_is_published_is_trusted(tmp_path: Path) -> None:
     manifests = poisoned_stream(tmp_path, "gate.window=0").advance()
     assert went_back(manifests) == []

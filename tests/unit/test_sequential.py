@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.evaluation.sequential import Tally, Trial
+from headrace.evaluation.sequential import Tally, Trial, e_value
 
 RATE = 0.005
 SAME = np.zeros(100, dtype=np.int8)
@@ -16,6 +16,10 @@ LOSS = -np.ones(40, dtype=np.int8)
 
 def signs(blend: np.ndarray, neural: np.ndarray | None = None) -> dict[str, np.ndarray]:
     return {"blend": blend, "neural": blend if neural is None else neural}
+
+
+def alarms(trial: Trial, window: int = 3) -> list[str]:
+    return [name for name, e in trial.e_values(window).items() if e >= 1 / RATE]
 
 
 def test_the_capital_by_hand() -> None:
@@ -27,6 +31,15 @@ def test_the_capital_by_hand() -> None:
     assert np.isfinite(Tally(10**6, 0, 10**6).e_value)
 
 
+def test_a_share_of_the_capital_waits_for_each_cut_of_the_window_by_hand() -> None:
+    lost, won = Tally(10, 0, 4), Tally(10, 4, 0)
+    assert e_value([], 3) == 1.0
+    assert e_value([lost], 3) == pytest.approx((lost.e_value + 2) / 3)
+    assert e_value([won, lost], 3) == pytest.approx(((won + lost).e_value + lost.e_value + 1) / 3)
+    assert e_value([won, lost], 1) == pytest.approx(((won + lost).e_value + lost.e_value) / 2)
+    assert np.isfinite(e_value([Tally(10**6, 0, 10**6)] * 3, 3))
+
+
 @given(worse=st.integers(0, 300), better=st.integers(0, 300))
 def test_it_is_a_martingale_on_a_fair_coin_and_shrinks_on_a_kinder_one(worse: int, better: int) -> None:
     now, up, down = (Tally(0, b, w).e_value for b, w in ((better, worse), (better, worse + 1), (better + 1, worse)))
@@ -34,16 +47,13 @@ def test_it_is_a_martingale_on_a_fair_coin_and_shrinks_on_a_kinder_one(worse: in
     assert 0.4 * up + 0.6 * down <= now * (1 + 1e-9)
 
 
-def test_false_alarms_stay_below_the_rate_wherever_one_stops() -> None:
+def test_false_alarms_stay_below_the_rate_in_a_window() -> None:
     draw, num_windows = np.random.default_rng(0), 4000
-    alarms = 0
+    num_alarms = 0
     for _ in range(num_windows):
-        sign_Q = draw.choice([-1, 0, 1], p=[0.2, 0.6, 0.2], size=600)
-        worse_Q, better_Q = np.cumsum(sign_Q < 0), np.cumsum(sign_Q > 0)
-        alarms += any(
-            Tally(0, int(better_Q[at]), int(worse_Q[at])).e_value >= 1 / RATE for at in range(49, len(sign_Q), 50)
-        )
-    assert alarms / num_windows <= RATE
+        tallies = [Tally.of(draw.choice([-1, 0, 1], p=[0.2, 0.6, 0.2], size=200)) for _ in range(3)]
+        num_alarms += any(e_value(tallies[:cuts], 3) >= 1 / RATE for cuts in (1, 2, 3))
+    assert num_alarms / num_windows <= RATE
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 11), (5, 24), (20, 50), (100, 161)])
@@ -66,18 +76,24 @@ def test_a_cut_without_queries_is_no_cut_of_the_window() -> None:
 
 
 def test_the_neural_expert_is_judged_apart() -> None:
-    assert Trial().add(1, signs(SAME, LOSS)).alarms(RATE) == ("neural",)
-    assert Trial().add(1, signs(LOSS, SAME)).alarms(RATE) == ("blend",)
-    assert Trial().add(1, signs(-LOSS)).alarms(RATE) == ()
+    assert alarms(Trial().add(1, signs(SAME, LOSS))) == ["neural"]
+    assert alarms(Trial().add(1, signs(LOSS, SAME))) == ["blend"]
+    assert alarms(Trial().add(1, signs(-LOSS))) == []
 
 
 def test_evidence_adds_up_over_the_cuts_of_a_window_and_not_beyond() -> None:
-    some = LOSS[:6]
+    some = LOSS[:7]
     two = Trial().add(1, signs(some)).add(2, signs(some))
-    assert two.alarms(RATE) == ("blend", "neural")
+    assert two.total("blend") == Tally(14, 0, 14)
+    assert alarms(two) == ["blend", "neural"]
     assert two.restarted() == Trial()
     apart = Trial().add(1, signs(some)).settled(1).add(2, signs(some))
-    assert apart.alarms(RATE) == ()
+    assert alarms(apart) == []
+
+
+def test_what_live_won_before_does_not_hide_a_loss() -> None:
+    before = Trial().add(1, signs(-LOSS))
+    assert alarms(before.add(2, signs(LOSS))) == ["blend", "neural"]
 
 
 def test_a_trial_survives_json() -> None:

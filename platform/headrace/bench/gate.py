@@ -3,12 +3,13 @@
 Clean: increments as they come; every roll back is a false alarm. Poisoned: in every so many-th increment the item ids
 are permuted among its rows, so that every label is wrong while counts, shares and norms look as ever. Counted are the
 cuts from the poisoned one to the one that begins by rolling back: 1 is the least, since a version must be live to be
-compared. An increment that the hard rules reject is none of the test's business, and is told apart.
+compared. An increment that the hard rules reject is none of the test's business, and is told apart. What a poisoned one
+costs is told twice: against trusted, as the test sees it, and against the clean replay of the same cuts.
 """
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def run(
     made = load_recipe([str(recipe)], list(overrides))
     result: dict[str, Any] = {"window": made.gate.window, "false_alarm": made.gate.false_alarm}
     with tempfile.TemporaryDirectory(prefix="headrace-gate-") as folder:
+        clean: list[Manifest] = []
         if increments:
             source = _source(made, data, folder, increments)
             clean = list(replay(source, torch.device(device), increments))
@@ -59,7 +61,8 @@ def run(
             def poison(part: CutRows, _: LearnerState) -> CutRows:
                 return _permuted(part, made.seed) if _is_poisoned(part.cut.number, every) else part
 
-            result["poisoned"] = _poisoned(list(replay(source, torch.device(device), last, poison)), every)
+            poisoned = list(replay(source, torch.device(device), last, poison))
+            result["poisoned"] = _poisoned(poisoned, every) | {"below_clean": _below_clean(poisoned, clean, every)}
     _print(result)
     return result
 
@@ -105,7 +108,7 @@ def _clean(manifests: Sequence[Manifest]) -> dict[str, Any]:
         "verdicts": {
             verdict: sum(m.verdict == verdict for m in manifests) for verdict in ("publish", "hold", "reject")
         },
-        "neural_recall_at_20": float(np.mean([_neural(m) for m in manifests if m.facts["metrics"]["queries"]])),
+        "neural_recall_at_20": float(np.mean([_neural(m) for m in manifests if _scored(m)])),
     }
 
 
@@ -138,11 +141,32 @@ def _poisoned(manifests: Sequence[Manifest], every: int) -> dict[str, Any]:
 
 def _below(cuts: Mapping[int, Manifest], cut: int, name: str) -> float:
     """How far live was below trusted on this cut: the share of queries answered worse, less that answered better."""
-    now, before = cuts[cut].facts["review"], cuts[cut - 1].facts["review"]
-    worse, better = now["worse_better"].get(name, (0, 0))
-    if now["window_cut"] != 1 and now["worse_better"]:
-        worse, better = worse - before["worse_better"][name][0], better - before["worse_better"][name][1]
+    worse, better = cuts[cut].facts["review"]["worse_better"].get(name, (0, 0))
     return float((worse - better) / max(cuts[cut].facts["metrics"]["queries"], 1))
+
+
+def _below_clean(poisoned: Sequence[Manifest], clean: Sequence[Manifest], every: int) -> dict[str, list[float]]:
+    """How far recall@20 is below the clean replay's, on the cuts before a poisoned one and on those after it."""
+    pairs = {m.cut: (m, other) for m, other in zip(poisoned, clean, strict=False) if _scored(m) and _scored(other)}
+    given = [cut for cut in pairs if _is_poisoned(cut, every) and cut - 1 in pairs and cut + 1 in pairs]
+
+    def below(cut: int, figure: Callable[[Manifest], float]) -> float:
+        return figure(pairs[cut][1]) - figure(pairs[cut][0])
+
+    figures = {"live": _live, "neural": _neural}
+    return {
+        name: [float(np.mean([below(cut + step, figure) for cut in given])) for step in (-1, 1)]
+        for name, figure in figures.items()
+        if given
+    }
+
+
+def _scored(manifest: Manifest) -> bool:
+    return bool(manifest.facts["metrics"]["queries"])
+
+
+def _live(manifest: Manifest) -> float:
+    return float(manifest.facts["metrics"]["live"]["recall@20"])
 
 
 def _neural(manifest: Manifest) -> float:
@@ -172,6 +196,10 @@ def _print(result: dict[str, Any]) -> None:
             ["poisoned increments", str(poisoned["given"])],
             ["rejected by hard rules", str(poisoned["rejected_by_hard_rules"])],
             ["on the cut after, below trusted: blend / neural", f"{below} points"],
+            *[
+                [f"{name} below the clean replay, cut before / after", f"{100 * before:.1f} / {100 * after:.1f} points"]
+                for name, (before, after) in poisoned["below_clean"].items()
+            ],
             ["rolled back within cuts", f"{within} of {passed}"],
             ["seen by blend / neural", " / ".join(str(poisoned["seen_by"][name]) for name in CONTESTS)],
             ["other roll backs", str(poisoned["other_roll_backs"])],

@@ -4,14 +4,15 @@ Both answer the same queries; of each only the sign counts (-1: live answered wo
 live stakes a share b of the capital on every query whose sign is not 0, and gets back 1 - b sign. While live is at
 least as good, no strategy can be expected to win, so that the capital ever reaches 1 / a with probability at most a,
 however long one looks and whenever one stops (testing by betting: arXiv 2010.09686; e-processes: arXiv 2210.01948).
-The capital is spread evenly over a grid of stakes, so none is tuned to the size of a loss. Stakes stay fixed over a
-trial, hence the capital is a function of two counts: the order of queries is of no consequence, and a trial resumes
-from a few numbers. It is looked at after each cut, which is when something can be done about it.
-Shape legend: Q queries, B stakes.
+The capital is spread evenly over a grid of stakes, so none is tuned to the size of a loss, and over the cuts of a
+window, each share being staked from its cut on, so that what live won before an increment went wrong does not count for
+it. Stakes stay fixed, hence the capital is a function of two counts for each cut: the order of queries is of no
+consequence, and a trial resumes from a few numbers. It is looked at after each cut, when something can be done.
+Shape legend: Q queries, B stakes, C cuts of a window.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,25 +28,38 @@ CONTESTS = ("blend", "neural")
 
 @dataclass(frozen=True)
 class Tally:
-    """Evidence so far against "live is at least as good as trusted"."""
+    """Evidence for and against "live is at least as good as trusted"."""
 
     queries: int = 0
     better: int = 0
     """Queries that live answered better."""
     worse: int = 0
 
-    def add(self, sign_Q: NDArray[np.integer]) -> "Tally":
-        """With these queries too."""
-        better, worse = int((sign_Q > 0).sum()), int((sign_Q < 0).sum())
-        return Tally(self.queries + len(sign_Q), self.better + better, self.worse + worse)
+    @classmethod
+    def of(cls, sign_Q: NDArray[np.integer]) -> "Tally":
+        """What these queries say."""
+        return cls(len(sign_Q), int((sign_Q > 0).sum()), int((sign_Q < 0).sum()))
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(self.queries + other.queries, self.better + other.better, self.worse + other.worse)
 
     @property
     def e_value(self) -> float:
-        """The gambler's capital, who began with 1."""
+        """The capital of a gambler who began with 1 before these queries."""
         log_B = self.worse * np.log1p(_STAKES_B) + self.better * np.log1p(-_STAKES_B)
         highest = float(log_B.max())
         mean = math.fsum(np.exp(log_B - highest).tolist()) / len(_STAKES_B)
         return math.exp(min(highest + math.log(mean), _MAX_LOG_E))
+
+
+def e_value(tally_C: Sequence[Tally], window: int) -> float:
+    """The capital after these cuts of a window, where an equal share of it waited for each of the window's cuts."""
+    num_cuts, since, capital = len(tally_C), Tally(), 0.0
+    for tally in reversed(tally_C):
+        since += tally
+        capital += since.e_value / max(window, num_cuts)
+    return capital + max(window - num_cuts, 0) / max(window, num_cuts)
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,13 @@ class Trial:
     """The commit (by cut) that passed last; the warm-up is trusted to begin with."""
     opened: int | None = None
     """The commit that was live when the window opened; None: no window is open."""
-    cuts: int = 0
-    """Cuts of the window so far."""
-    tallies: Mapping[str, Tally] = field(default_factory=lambda: dict.fromkeys(CONTESTS, Tally()))
+    tallies: Mapping[str, tuple[Tally, ...]] = field(default_factory=lambda: dict.fromkeys(CONTESTS, ()))
+    """By contest, one of each cut of the window so far."""
+
+    @property
+    def cuts(self) -> int:
+        """Cuts of the window so far."""
+        return len(self.tallies[CONTESTS[0]])
 
     @property
     def needed(self) -> set[int]:
@@ -73,12 +91,16 @@ class Trial:
         """With one more cut, on which the commit ``live`` was compared; one without queries counts for nothing."""
         if not len(signs[CONTESTS[0]]):
             return self
-        tallies = {name: self.tallies[name].add(signs[name]) for name in CONTESTS}
-        return Trial(self.trusted, live if self.opened is None else self.opened, self.cuts + 1, tallies)
+        tallies = {name: (*self.tallies[name], Tally.of(signs[name])) for name in CONTESTS}
+        return Trial(self.trusted, live if self.opened is None else self.opened, tallies)
 
-    def alarms(self, false_alarm: float) -> tuple[str, ...]:
-        """The contests whose evidence has reached 1 / ``false_alarm``."""
-        return tuple(name for name in CONTESTS if self.tallies[name].e_value >= 1.0 / false_alarm)
+    def total(self, name: str) -> Tally:
+        """The window's cuts together."""
+        return sum(self.tallies[name], Tally())
+
+    def e_values(self, window: int) -> dict[str, float]:
+        """Evidence against live, by contest; ``window`` cuts are looked at in all."""
+        return {name: e_value(self.tallies[name], window) for name in CONTESTS}
 
     def settled(self, window: int) -> "Trial":
         """Once ``window`` cuts have passed: the opening version is trusted, and a new window may open."""
@@ -92,11 +114,11 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
-        counts = {name: [tally.queries, tally.better, tally.worse] for name, tally in self.tallies.items()}
-        return {"trusted": self.trusted, "opened": self.opened, "cuts": self.cuts, **counts}
+        counts = {name: [[t.queries, t.better, t.worse] for t in self.tallies[name]] for name in CONTESTS}
+        return {"trusted": self.trusted, "opened": self.opened, **counts}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Trial":
         """The trial whose ``state`` this was."""
-        tallies = {name: Tally(*state[name]) for name in CONTESTS}
-        return cls(state["trusted"], state["opened"], state["cuts"], tallies)
+        tallies = {name: tuple(Tally(*counts) for counts in state[name]) for name in CONTESTS}
+        return cls(state["trusted"], state["opened"], tallies)

@@ -8,6 +8,7 @@ bundle are the roll back. All inputs are alike on every rank, and so is the outc
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,8 +30,8 @@ class Review:
 
     trial: Trial = field(default_factory=Trial)
     """With this cut's evidence, before anything restarted."""
-    compared: bool = False
-    """Whether trusted answered this cut's queries beside live."""
+    e_values: Mapping[str, float] = field(default_factory=dict)
+    """By contest; empty where trusted answered no queries beside live."""
     alarms: tuple[str, ...] = ()
     """The contests that live lost."""
     version: int | None = None
@@ -49,13 +50,13 @@ class Review:
     def facts(self, verdict: Verdict) -> dict[str, Any]:
         """Plain JSON for the commit: this cut's evidence, whatever the trial is afterwards."""
         went_back = self.version is not None and verdict != "reject"
-        tallies = self.trial.tallies.items() if self.compared else ()
+        newest = {name: self.trial.tallies[name][-1] for name in self.e_values}
         return {
             "trusted": self.trial.trusted,
             "opened": self.trial.opened,
-            "window_cut": self.trial.cuts if self.compared else None,
-            "e_values": {name: tally.e_value for name, tally in tallies},
-            "worse_better": {name: [tally.worse, tally.better] for name, tally in tallies},
+            "window_cut": self.trial.cuts if self.e_values else None,
+            "e_values": dict(self.e_values),
+            "worse_better": {name: [tally.worse, tally.better] for name, tally in newest.items()},
             "alarms": list(self.alarms),
             "rolled_back_to": self.version if went_back else None,
             "reverted": self.num_reverted if went_back else 0,
@@ -81,14 +82,16 @@ def review(state: LearnerState, scored: Scored, store: Store) -> Review:
     """Move the trial on by this cut; on alarm, or after too many holds, the learner goes back to the trusted commit."""
     assert state.published is not None
     gate, live = state.recipe.gate, state.published.cut
-    compared = bool(scored.signs)
-    trial = state.trial.add(live, scored.signs) if compared else state.trial
-    alarms = trial.alarms(gate.false_alarm) if compared else ()
-    if alarms or state.num_holds >= gate.max_holds:
-        words = _lost(trial, alarms) if alarms else f"{state.num_holds} increments in a row were held"
-        return _go_back(state, store, Review(trial, compared, alarms, words=words))
+    trial, e_values = state.trial, {}
+    if scored.signs and scored.num_queries:
+        trial = trial.add(live, scored.signs)
+        e_values = trial.e_values(gate.window)
+    found = Review(trial, e_values, tuple(name for name, e in e_values.items() if e >= 1.0 / gate.false_alarm))
+    if found.alarms or state.num_holds >= gate.max_holds:
+        words = _lost(found) if found.alarms else f"{state.num_holds} increments in a row were held"
+        return _go_back(state, store, replace(found, words=words))
     state.trial = trial.settled(gate.window) if gate.window else Trial(live)
-    return Review(trial, compared)
+    return found
 
 
 def _go_back(state: LearnerState, store: Store, found: Review) -> Review:
@@ -105,12 +108,12 @@ def _go_back(state: LearnerState, store: Store, found: Review) -> Review:
     return replace(found, version=trusted.version, num_reverted=num_reverted, words=words)
 
 
-def _lost(trial: Trial, alarms: tuple[str, ...]) -> str:
-    found = []
-    for name in alarms:
-        tally = trial.tallies[name]
-        found.append(
+def _lost(found: Review) -> str:
+    lost = []
+    for name in found.alarms:
+        tally = found.trial.total(name)
+        lost.append(
             f"{_NAMES[name]}'s recall@20 is below trusted's on {tally.worse} of {tally.queries} queries and above on "
-            f"{tally.better}, e = {tally.e_value:.3g}"
+            f"{tally.better}, e = {found.e_values[name]:.3g}"
         )
-    return "; ".join(found)
+    return "; ".join(lost)
