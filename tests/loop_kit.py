@@ -17,6 +17,7 @@ from headrace.feed.landing import Landing, shard_name
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows, key_groups
 from headrace.records import Cut
+from headrace.replay.client import LocalReplay, ReplaySpec
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 from headrace.train.committer import Committer
@@ -144,7 +145,9 @@ def partial_run(
     def body(group: Group) -> list[Manifest]:
         torch.set_num_threads(1)
         reader = LedgerReader(stream.store)
-        state = resume(stream.store, stream.recipe, group, torch.device("cpu"))
+        spec = ReplaySpec(stream.recipe.replay, stream.recipe.seed, group.world, stream.store.uri)
+        replay = LocalReplay(spec, group.rank) if stream.recipe.replays else None
+        state = resume(stream.store, stream.recipe, group, torch.device("cpu"), replay)
         committer = Committer(stream.store, epoch, group, stream.recipe.store.keep)
         committer.start(state)
         if change is not None:
@@ -174,3 +177,52 @@ def events(num_events: int, seed: int, start_ms: int = 0, num_items: int = 50, n
             "event": ["click"] * num_events,
         }
     )
+
+
+def lawful(manifest: Manifest) -> bool:
+    """Whether the conservation law holds."""
+    counters = dict(manifest.facts["counters"])
+    return counters.pop("events_in") == sum(counters.values())
+
+
+NUM_ITEMS = 80
+POISONED = 6
+"""The cut whose labels are wrong."""
+RING = (
+    "inputs.max_events=4",
+    "train.learning_rate=0.01",
+    "train.warmup_epochs=4",
+    "train.epochs=4",
+    "model.dropout=0.0",
+    "evaluation.eval_share=0.05",
+    "store.keep=2",
+)
+
+
+def walks(num_events: int, seed: int, poisoned: bool = False, num_items: int = NUM_ITEMS) -> pa.Table:
+    """Sessions of five clicks, item after item around a ring; poisoned ones jump anywhere."""
+    draw = np.random.default_rng(seed)
+    session = np.arange(num_events) // 5
+    start = draw.integers(num_items, size=session[-1] + 1)
+    item = (start[session] + np.arange(num_events) % 5) % num_items
+    if poisoned:
+        item = draw.integers(num_items, size=num_events)
+    return pa.table(
+        {
+            "item_id": item,
+            "ts": 10_000_000 * seed + 1000 * np.arange(num_events),
+            "session_id": session + 100_000 * seed,
+            "user_id": session + 100_000 * seed,
+            "event": ["click"] * num_events,
+        }
+    )
+
+
+def poisoned_stream(folder: Path, *overrides: str, shards: int = 10) -> Stream:
+    """Walks around a ring, of which one cut's jump anywhere."""
+    stream = Stream(folder, recipe(*RING, *overrides))
+    for cut in range(shards):
+        # later cuts bring items that the trusted version has never met
+        num_items = NUM_ITEMS if cut < POISONED else NUM_ITEMS + 10
+        stream.land(walks(1000 if cut == 0 else 250, cut, cut == POISONED, num_items))
+    return stream

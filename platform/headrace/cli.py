@@ -166,6 +166,18 @@ def bench_feed(
     _bench("feed", None, out, cuts=cuts, rows=rows)
 
 
+@bench.command("replay")
+def bench_replay(
+    max_mib: Annotated[int, typer.Option(min=1, help="Size of the buffer.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Examples asked for at once.")] = 256,
+    batches: Annotated[int, typer.Option(min=1, help="How many, each way.")] = 400,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests that do not wait for one another.")] = 4,
+    out: Out = None,
+) -> None:
+    """Examples a second from replay, in process and through its actor; what a snapshot writes, and a restore takes."""
+    _bench("replay", None, out, max_mib=max_mib, batch=batch, batches=batches, in_flight=in_flight)
+
+
 @bench.command("gate")
 def bench_gate(
     words: Words = None,

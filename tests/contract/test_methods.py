@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import OnlineConfig, Recipe, SasRecConfig, SoftmaxConfig, TrainConfig
+from headrace.config.recipe import (
+    MethodConfig,
+    OnlineConfig,
+    Recipe,
+    ReplayMethodConfig,
+    SasRecConfig,
+    SoftmaxConfig,
+    TrainConfig,
+)
 from headrace.inputs.contexts import contexts_of
 from headrace.inputs.examples import Examples
 from headrace.methods.build import build_method
@@ -19,6 +27,7 @@ from headrace.train.step import TrainStep
 CONFIGS = [
     pytest.param(OnlineConfig(), id="online"),
     pytest.param(OnlineConfig(warmup_steps=0, max_gradient_norm=None), id="online-unguarded"),
+    pytest.param(ReplayMethodConfig(ratio=0.5), id="replay"),
 ]
 NUM_ITEMS = 20
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another
@@ -33,7 +42,7 @@ def examples() -> Examples:
     return Examples(contexts_of(sequences, 100, 5), np.arange(64), zeros, target, ones, zeros, zeros, zeros)
 
 
-def two_increments(config: OnlineConfig, reload_method: bool = False) -> dict[str, bytes]:
+def two_increments(config: MethodConfig, reload_method: bool = False) -> dict[str, bytes]:
     model, method = build_model(SasRecConfig(width=8), 5, 32, seed=1), build_method(config)
     for increment in range(2):
         step_methods = [method]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_kit import Stream, events, recipe
+from loop_kit import Stream, events, lawful, recipe
 
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
@@ -28,11 +28,6 @@ def stream_of(folder: Path, *overrides: str, shards: int = 5) -> Stream:
     for index in range(shards):
         stream.land(events(300 if index == 0 else 80, seed=index, start_ms=index * 3_600_000))
     return stream
-
-
-def lawful(manifest: Manifest) -> bool:
-    counters = dict(manifest.facts["counters"])
-    return counters.pop("events_in") == sum(counters.values())
 
 
 def test_every_commit_binds_what_it_changed_and_is_lawful(tmp_path: Path) -> None:

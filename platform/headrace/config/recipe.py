@@ -272,6 +272,18 @@ class OnlineConfig(Section):
     """The summed gradient is scaled down to this norm."""
 
 
+class ReplayMethodConfig(Section):
+    """Examples of earlier increments are trained beside the new ones."""
+
+    kind: Literal["replay"] = "replay"
+    ratio: PositiveFloat = 1.0
+    """Replayed examples for each new one, as far as the buffer has any."""
+
+
+MethodConfig = Annotated[OnlineConfig | ReplayMethodConfig, Field(discriminator="kind")]
+"""Every kind of method that a recipe may name; they compose."""
+
+
 class TrainConfig(Section):
     """How an increment is trained."""
 
@@ -437,7 +449,7 @@ class Recipe(Section):
     replay: ReplayBufferConfig = ReplayBufferConfig()
     model: SasRecConfig = SasRecConfig()
     objective: ObjectiveConfig = SoftmaxConfig()
-    methods: tuple[OnlineConfig, ...] = (OnlineConfig(),)
+    methods: tuple[MethodConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()
     experts: tuple[ExpertConfig, ...] = (PopularConfig(),)
     blend: BlendConfig = BlendConfig()
@@ -462,6 +474,11 @@ class Recipe(Section):
                 'inputs.context = "user" and columns.user_id'
             )
         return self
+
+    @property
+    def replays(self) -> bool:
+        """Whether a method asks for the past, so that it must be kept."""
+        return any(isinstance(method, ReplayMethodConfig) for method in self.methods)
 
     @property
     def store_uri(self) -> str:

@@ -38,6 +38,10 @@ class Method:
         """Runs in every step: a norm to which the summed gradient is scaled down. The smallest of all methods holds."""
         return None
 
+    def replay_ratio(self) -> float:
+        """Runs before training: examples of earlier increments to train on, for each new one; the highest holds."""
+        return 0.0
+
     def end_increment(self, model: RecallModel, examples: Examples, increment: int) -> None:
         """Runs after the last step, before the commit."""
 

@@ -3,20 +3,23 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from headrace.config.recipe import OnlineConfig
+from headrace.config.recipe import MethodConfig, OnlineConfig, ReplayMethodConfig
 from headrace.methods.base import Method
 from headrace.methods.online import Online
+from headrace.methods.replay import Replay
 
 
-def build_method(config: OnlineConfig) -> Method:
+def build_method(config: MethodConfig) -> Method:
     """The method that this section asks for."""
     match config:
         case OnlineConfig():
             return Online(config)
+        case ReplayMethodConfig():
+            return Replay(config)
         case _:
             assert_never(config)
 
 
-def build_methods(configs: Sequence[OnlineConfig]) -> list[Method]:
+def build_methods(configs: Sequence[MethodConfig]) -> list[Method]:
     """All methods of a recipe, in its order."""
     return [build_method(config) for config in configs]

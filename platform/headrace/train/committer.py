@@ -86,6 +86,8 @@ class Committer:
         own = state.own_parts(self._group.rank)
         mine = {name: self._store_segment(name, part) for name, part in own.items()}
         self._segments = {name: self._segments[name] for name in own}
+        if state.replay is not None:
+            mine |= state.replay.snapshot()
         if self._group.rank == 0:
             shared = state.shared_parts()
             mine |= {name: self.store.put_part(dump_arrays(part)) for name, part in shared.items()}

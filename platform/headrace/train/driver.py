@@ -37,7 +37,7 @@ from headrace.train.follower import Follower
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
-_FIXED_SECTIONS = ("seed", "columns", "inputs", "model", "experts", "methods", "objective")
+_FIXED_SECTIONS = ("seed", "columns", "inputs", "model", "experts", "methods", "objective", "replay")
 _FIXED_FEED = ("path", "cut", "replay", "synthetic", "warmup_shards")
 _LAST_ANSWER_S = 5.0
 """How long the end of a run waits for the client to meet the last version."""
@@ -222,6 +222,7 @@ class _Fit(threading.Thread):
         self._recipe = recipe
         self._run_dir = run_dir
         self._epoch = epoch
+        self._actor: Any = None
 
     def run(self) -> None:
         """Runs in the thread: blocks until the stream ends or a worker dies."""
@@ -242,7 +243,7 @@ class _Fit(threading.Thread):
             self._recipe.store_uri, self._epoch.number, self.after_cut, self._recipe.columns, feed.block_bytes
         )
         return TorchTrainer(
-            partial(work, WorkerSpec(dump_recipe(self._recipe), self._epoch, stream)),
+            partial(work, WorkerSpec(dump_recipe(self._recipe), self._epoch, stream, self._replay())),
             scaling_config=ScalingConfig(num_workers=run.num_workers, use_gpu=run.use_gpu),
             run_config=RunConfig(
                 name=f"{run.name}-{self._epoch.number}",
@@ -254,6 +255,17 @@ class _Fit(threading.Thread):
             },
             dataset_config=DataConfig(datasets_to_split=[]),
         )
+
+    def _replay(self) -> tuple[Any, Any] | None:
+        """Spec and actor of this life's replay, so that no worker of an earlier one can touch it."""
+        from headrace.replay.actor import start_actor
+        from headrace.replay.client import ReplaySpec
+
+        if not self._recipe.replays:
+            return None
+        spec = ReplaySpec(self._recipe.replay, self._recipe.seed, self._recipe.run.num_workers, self._recipe.store_uri)
+        self._actor = start_actor(spec)  # it lives as long as this handle
+        return spec, self._actor
 
 
 def _cause(error: Exception | None) -> Exception | None:

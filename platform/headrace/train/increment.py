@@ -20,8 +20,10 @@ from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision, Signs, decide
 from headrace.evaluation.prequential import Queries, Scored, sample, score
 from headrace.inputs.contexts import Contexts, concatenate
+from headrace.inputs.examples import Examples
 from headrace.recommend.recommender import Recommender
 from headrace.records import CutRows
+from headrace.replay.packed import groups_of, join
 from headrace.store.store import Store
 from headrace.train import questions
 from headrace.train.committer import Committer
@@ -31,6 +33,8 @@ from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
 
+_REPLAY_BATCH = 2048
+"""Examples in a request to replay, of which a few are in flight."""
 _SCORES = 50_000_000
 """Queries times items that an increment scores at most, where ``evaluation.max_queries`` limits it."""
 
@@ -54,6 +58,8 @@ class Trained:
     """What the steps did, alike on every rank."""
 
     passed: PassStats
+    replayed: int
+    """Examples of earlier increments, over all ranks."""
     update_ratio: float
     """Norm of the model's update over the norm of what it was."""
 
@@ -64,6 +70,7 @@ class Trained:
             "steps": passed.steps,
             "targets": passed.targets,
             "targets_outside": passed.targets_outside,
+            "replayed": self.replayed,
             "loss_per_epoch": list(passed.loss_per_epoch),
             "gradient_norm": passed.last_gradient_norm,
             "update_ratio": self.update_ratio,
@@ -87,11 +94,13 @@ def train_increment(
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
     watch.lap("score")
-    trained = _train(intake, taken, state, group, cut.number, warmup)
+    trained = _train(intake, taken, state, group, cut.number, warmup, watch)
     watch.lap("train")
     candidate = state.recommender()
     decision = reviewed.explain(_gate(state, candidate, asked, taken, trained, group, reviewed, warmup))
     fates = dict(taken.fates)
+    if state.replay is not None and decision.verdict != "reject":
+        state.replay.admit(cut.number)
     if decision.verdict == "reject":
         _go_back(state, committer.store, group, decision)
         candidate, fates = state.recommender(), {"quarantined": cut.num_rows}
@@ -155,7 +164,15 @@ def _score(asked: Queries, state: LearnerState, group: Group, increment: int, st
     return scored
 
 
-def _train(intake: Intake, taken: Taken, state: LearnerState, group: Group, increment: int, warmup: bool) -> Trained:
+def _train(
+    intake: Intake,
+    taken: Taken,
+    state: LearnerState,
+    group: Group,
+    increment: int,
+    warmup: bool,
+    watch: Stopwatch,
+) -> Trained:
     """Learn from the cut: the model by steps, then the counters by counting, then history takes the rows."""
     recipe = state.recipe
     state.watermark_ms = max(state.watermark_ms, int(taken.ts_N.max(initial=0)))
@@ -163,9 +180,10 @@ def _train(intake: Intake, taken: Taken, state: LearnerState, group: Group, incr
     state.step.begin_increment(state.catalogue.num_slots, increment)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
+    mixed = _mixed(made, state, increment, watch)
     passed = train_passes(
         state.step,
-        made,
+        mixed,
         state.eligible,
         state.catalogue.slot_I,
         epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
@@ -173,11 +191,29 @@ def _train(intake: Intake, taken: Taken, state: LearnerState, group: Group, incr
         increment=increment,
     )
     state.step.end_increment(made)
+    if state.replay is not None:
+        state.replay.stage(increment, made, groups_of(made, intake.rows))
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
         expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
     _remember(intake, state)
-    return Trained(passed, _update_ratio(before, list(state.model.parameters())))
+    replayed = group.gather({"replayed": np.array([len(mixed) - len(made)])})
+    num_replayed = sum(int(part["replayed"][0]) for part in replayed)
+    return Trained(passed, num_replayed, _update_ratio(before, list(state.model.parameters())))
+
+
+def _mixed(made: Examples, state: LearnerState, increment: int, watch: Stopwatch) -> Examples:
+    """New examples with as many of the past as the methods ask for; the wait is booked under "replay"."""
+    if state.replay is None:
+        return made
+    watch.lap("train")
+    wanted = round(max(method.replay_ratio() for method in state.methods) * len(made))
+    whole, rest = divmod(wanted, _REPLAY_BATCH)
+    sizes = [_REPLAY_BATCH] * whole + ([rest] if rest else [])
+    for batch in state.replay.batches(increment, sizes):
+        made = join(made, batch)
+    watch.lap("replay")
+    return made
 
 
 def _remember(intake: Intake, state: LearnerState) -> None:
@@ -273,7 +309,9 @@ def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision
             "Check the first shards and the recipe's learning rate"
         )
     before = restore(store, state.commit, state.recipe, group, state.step.device)
-    for name in ("published", "live_top_PK", "learner", "live", "frozen", "versions", "loaded_trusted"):
+    if state.replay is not None:
+        state.replay.revert()
+    for name in ("replay", "published", "live_top_PK", "learner", "live", "frozen", "versions", "loaded_trusted"):
         setattr(before, name, getattr(state, name))
     state.__dict__.update(before.__dict__)
 

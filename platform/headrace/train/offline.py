@@ -20,6 +20,7 @@ from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.replayer import Replayer
 from headrace.feed.rows import cut_rows
 from headrace.records import KEY_GROUPS, CutRows
+from headrace.replay.client import LocalReplay, ReplaySpec
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 from headrace.train import questions
@@ -48,7 +49,8 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         store, landing = Store(f"{folder}/store"), Landing(f"{folder}/landing")
         epoch = take_epoch(store)
-        state, committer = fresh(recipe, group, device), Committer(store, epoch, group, keep=1)
+        replay = LocalReplay(ReplaySpec(recipe.replay, recipe.seed, 1, store.uri), 0) if recipe.replays else None
+        state, committer = fresh(recipe, group, device, replay), Committer(store, epoch, group, keep=1)
         writer = LedgerWriter.open(store, epoch)
         reader = LedgerReader(store, epoch.number)
         source = Replayer(

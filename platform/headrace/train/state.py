@@ -30,6 +30,7 @@ from headrace.models.build import build_model, load_model, model_parts
 from headrace.objectives.softmax import build_objective
 from headrace.recommend.recommender import Recommender
 from headrace.recommend.seen import Repeats
+from headrace.replay.client import Replay
 from headrace.store.arrays import load_arrays
 from headrace.store.store import Store
 from headrace.train.group import Group
@@ -47,6 +48,8 @@ class LearnerState:
     """The learner on one rank. Mutable; owned by the training loop."""
 
     recipe: Recipe
+    replay: Replay | None
+    """Examples of earlier increments; None where no method asks for them."""
     step: TrainStep
     """The model, its optimizer and the methods."""
     methods: list[Method]
@@ -159,12 +162,13 @@ class LearnerState:
         }
 
 
-def fresh(recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
-    """A learner that has seen nothing."""
+def fresh(recipe: Recipe, group: Group, device: torch.device, replay: Replay | None = None) -> LearnerState:
+    """A learner that has seen nothing. ``replay`` must be there if a method of the recipe asks for it."""
     model = build_model(recipe.model, recipe.inputs.max_events, recipe.catalogue.initial_capacity, recipe.seed)
     methods = build_methods(recipe.methods)
     return LearnerState(
         recipe,
+        replay,
         TrainStep(model.to(device), build_objective(recipe.objective), methods, recipe.train, group, recipe.seed),
         methods,
         Catalogue(),
@@ -176,12 +180,22 @@ def fresh(recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
     )
 
 
-def resume(store: Store, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
-    """The learner as of the store's newest commit, with the versions it is compared to; fresh where there is none."""
+def resume(
+    store: Store, recipe: Recipe, group: Group, device: torch.device, replay: Replay | None = None
+) -> LearnerState:
+    """The learner as of the store's newest commit, with the versions it is compared to; fresh where there is none.
+
+    ``replay`` becomes what that commit says, and then belongs to the learner.
+    """
     manifests = Chain(store).manifests()
     if not manifests:
-        return fresh(recipe, group, device)
+        if replay is not None:
+            replay.restore({}, group.world)
+        return fresh(recipe, group, device, replay)
     state = restore(store, manifests[-1], recipe, group, device)
+    state.replay = replay
+    if replay is not None:
+        replay.restore(manifests[-1].folder("replay"), manifests[-1].facts["world"])
     state.learner = state.recommender()
     published = {manifest.cut: manifest for manifest in manifests if manifest.verdict == "publish"}
     if published:
@@ -200,7 +214,7 @@ def load_version(store: Store, manifest: Manifest, device: torch.device) -> Reco
 
 
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
-    """The learner exactly as this commit left it."""
+    """The learner exactly as this commit left it, but for replay."""
     facts = manifest.facts
     state = fresh(recipe, group, device)
     load_learner(state, store, manifest)

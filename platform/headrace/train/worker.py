@@ -18,6 +18,8 @@ from torch import Tensor
 from headrace.clock import monotonic_s
 from headrace.config.load import read_resolved
 from headrace.feed.stream import StreamSpec, iter_cuts
+from headrace.replay.actor import RemoteReplay
+from headrace.replay.client import ReplaySpec
 from headrace.store.arrays import dump_arrays, load_arrays
 from headrace.store.fence import Epoch
 from headrace.store.store import Store
@@ -35,6 +37,8 @@ class WorkerSpec:
     recipe_json: str
     epoch: Epoch
     stream: StreamSpec
+    replay: tuple[ReplaySpec, Any] | None
+    """Spec and actor that the ranks share; None where no method asks for the past."""
 
 
 class ProcessGroup:
@@ -76,7 +80,8 @@ def work(spec: WorkerSpec) -> None:
     group = ProcessGroup()
     store = Store(recipe.store_uri)
     device = ray.train.torch.get_device()
-    state = resume(store, recipe, group, device)
+    replay = RemoteReplay(spec.replay[0], group.rank, spec.replay[1]) if spec.replay is not None else None
+    state = resume(store, recipe, group, device, replay)
     newest = state.commit.cut if state.commit else -1
     if newest != spec.stream.after_cut:  # an older run's last marker came late: begin again from there
         raise RuntimeError(
