@@ -102,7 +102,7 @@ def test_a_restart_goes_on_to_the_same_bytes_through_growth(objective):
 
 
 def test_negatives_come_from_the_eligible_alone():
-    step = make_step(SampledSoftmaxConfig(negatives=8), methods=[])
+    step = make_step(SampledSoftmaxConfig(negatives=8, draw="uniform"), methods=[])
     step.begin_increment(NUM_ITEMS, 0)
     alive = Eligible(np.arange(20, NUM_ITEMS))
     stats = train_passes(step, make_examples(7, 64, 30), alive, np.arange(NUM_ITEMS), epochs=1, seed=9, increment=0)

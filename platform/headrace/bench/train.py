@@ -102,6 +102,34 @@ def run(
     return {**_report(task, timed), "sparse": _report_sparse(sparse)}
 
 
+def profile(
+    *, data: Path, recipe: Path, device: str = "cpu", overrides: Sequence[str] = (), steps: int = 40, rows: int = 12
+) -> dict[str, float]:
+    """Print where a training step's time goes, by operator, and return the shares. On one thread.
+
+    ``steps``: optimizer steps that are profiled, after as many that are timed by the processor's clock, which other
+    work on the machine disturbs less than the one on the wall.
+    """
+    task = _task(load_recipe([str(recipe)], overrides), data, torch.device(device), steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step = _step(task)
+        _pass(step, task, 0)
+        began = time.process_time()
+        num_steps = _pass(step, task, 1).steps
+        cpu_ms = 1000.0 * (time.process_time() - began) / num_steps
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+            _pass(step, task, 2)
+    finally:
+        torch.set_num_threads(threads)
+    spent = {event.key: float(event.self_cpu_time_total) for event in recorded.key_averages()}
+    shares = {name: value / sum(spent.values()) for name, value in sorted(spent.items(), key=lambda item: -item[1])}
+    title = f"a step takes {cpu_ms:.1f} ms of one core; {len(task.examples):,} examples, {task.num_items:,} items"
+    print_table(title, ("operator", "share"), [[name, f"{100 * shares[name]:.1f} %"] for name in list(shares)[:rows]])
+    return shares
+
+
 def _report(task: Task, timed: dict[str, list[Timed]]) -> dict[str, Any]:
     result: dict[str, Any] = {"examples": len(task.examples), "items": task.num_items}
     rows = []

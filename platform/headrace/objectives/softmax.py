@@ -1,8 +1,8 @@
 """Cross-entropy over the whole eligible set, or over a sample of it that stands for the whole.
 
 The logits of a step are by far its largest array (256 targets over 43,000 items: 44 MB in float32), so this room holds
-one such array and no copy: exponentials take its place, and the gradients of queries and items are products with it.
-Shape legend: P queries, T targets, E items scored (all that are eligible, or a sample), D width, R rows of a chunk.
+one such array and no copy: probabilities take its place, and the gradients of queries and items are products with it.
+Shape legend: P queries, T targets, E items scored (all that are eligible, or a sample), D width.
 """
 
 from typing import Any, Protocol, assert_never
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from headrace.config.recipe import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
-
-_ROWS = 32  # of logits, turned into exponentials at a time
 
 
 class Objective(Protocol):
@@ -120,30 +118,21 @@ class _CrossEntropy(torch.autograd.Function):
         weight_T: Tensor,
     ) -> Tensor:
         device = query_PD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_PD.dtype
+        low_query_PD, low_vectors_ED = (x.to(_product_dtype(query_PD)) for x in (query_PD, vectors_ED))
         with torch.autocast(device, enabled=False):
-            low_query_PD, low_vectors_ED = query_PD.to(dtype), vectors_ED.to(dtype)
             logit_PE = low_query_PD @ low_vectors_ED.T
-            target_T = logit_PE[query_T, column_T].to(query_PD.dtype)
-            top_P = logit_PE.amax(1).to(query_PD.dtype)
-            sum_P = torch.empty_like(top_P)
-            for start in range(0, len(logit_PE), _ROWS):  # a few rows at a time stay in the processor's cache
-                rows_RE, top_R1 = logit_PE[start : start + _ROWS], top_P[start : start + _ROWS].unsqueeze(1)
-                exponential_RE = torch.sub(rows_RE, top_R1).exp_()
-                torch.sum(exponential_RE, 1, out=sum_P[start : start + _ROWS])
-                rows_RE.copy_(exponential_RE)
-        ctx.save_for_backward(low_query_PD, low_vectors_ED, logit_PE, sum_P, query_T, column_T, weight_T)
-        return (((sum_P.log() + top_P)[query_T] - target_T) * weight_T).sum()
+            probability_PE = _softmax(logit_PE)
+        ctx.save_for_backward(low_query_PD, low_vectors_ED, probability_PE, query_T, column_T, weight_T)
+        return _loss(probability_PE, query_T, column_T, weight_T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401 torch's signature
-        query_PD, vectors_ED, exponential_PE, sum_P, query_T, column_T, weight_T = ctx.saved_tensors
+        query_PD, vectors_ED, probability_PE, query_T, column_T, weight_T = ctx.saved_tensors
         scale_T = weight_T * gradients[0]
-        # probabilities are exponentials over their sum: the division falls on the small side of each product
-        scale_P1 = (scale_T.new_zeros(len(query_PD)).index_add_(0, query_T, scale_T) / sum_P).unsqueeze(1)
-        to_query_PD = (exponential_PE @ vectors_ED).to(scale_T.dtype) * scale_P1
-        scaled_PD = (query_PD * scale_P1).to(query_PD.dtype)
-        to_vectors_ED = (exponential_PE.T @ scaled_PD).to(scale_T.dtype)
+        # the weights fall on the small side of each product
+        scale_P1 = scale_T.new_zeros(len(query_PD)).index_add_(0, query_T, scale_T).unsqueeze(1)
+        to_query_PD = (probability_PE @ vectors_ED).to(scale_T.dtype) * scale_P1
+        to_vectors_ED = (probability_PE.T @ (query_PD * scale_P1).to(query_PD.dtype)).to(scale_T.dtype)
         scale_T1 = -scale_T.unsqueeze(1)
         to_query_PD.index_add_(0, query_T, vectors_ED[column_T].to(scale_T.dtype) * scale_T1)
         to_vectors_ED.index_put_((column_T,), query_PD[query_T].to(scale_T.dtype) * scale_T1, accumulate=True)
@@ -164,20 +153,32 @@ class _SampledCrossEntropy(torch.autograd.Function):
         correction_E: Tensor,
     ) -> Tensor:
         device = query_PD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query_PD.dtype
+        low_query_PD, low_vectors_ED = (x.to(_product_dtype(query_PD)) for x in (query_PD, vectors_ED))
         with torch.autocast(device, enabled=False):
-            low_query_PD, low_vectors_ED = query_PD.to(dtype), vectors_ED.to(dtype)
             logit_PE = low_query_PD @ low_vectors_ED.T
-            target_T = logit_PE[query_T, column_T].to(query_PD.dtype)
             corrected_PE = logit_PE + correction_E
-            corrected_PE[query_T, column_T] = target_T
-            top_P = corrected_PE.amax(1)
-            exponential_PE = corrected_PE.sub_(top_P.unsqueeze(1)).exp_()
-            sum_P = exponential_PE.sum(1)
-        low_exponential_PE = logit_PE.copy_(exponential_PE)
-        ctx.save_for_backward(low_query_PD, low_vectors_ED, low_exponential_PE, sum_P, query_T, column_T, weight_T)
-        return (((sum_P.log() + top_P)[query_T] - target_T) * weight_T).sum()
+            corrected_PE[query_T, column_T] = logit_PE[query_T, column_T].to(corrected_PE.dtype)
+            probability_PE = _softmax(corrected_PE)
+        low_probability_PE = logit_PE.copy_(probability_PE)
+        ctx.save_for_backward(low_query_PD, low_vectors_ED, low_probability_PE, query_T, column_T, weight_T)
+        return _loss(probability_PE, query_T, column_T, weight_T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401 torch's signature
         return (*_CrossEntropy.backward(ctx, *gradients), None)
+
+
+def _product_dtype(like: Tensor) -> torch.dtype:
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
+def _softmax(logit_PE: Tensor) -> Tensor:
+    """Probabilities in place of the logits, in one pass (sums are float32 inside). The array may be taken over."""
+    return torch.softmax(logit_PE, 1, out=logit_PE if logit_PE.device.type == "cpu" else None)
+
+
+def _loss(probability_PE: Tensor, query_T: Tensor, column_T: Tensor, weight_T: Tensor) -> Tensor:
+    """The weighted sum of -log likelihoods; one below the smallest number of its kind (1e-38) is told as that."""
+    likely_T = probability_PE[query_T, column_T].to(weight_T.dtype)
+    return -(likely_T.clamp(min=torch.finfo(likely_T.dtype).tiny).log() * weight_T).sum()

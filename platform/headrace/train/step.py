@@ -159,7 +159,8 @@ class TrainStep:
         """
         if self._optimizer is None:
             raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
-        self.model.train()
+        if not (self.model.training and self.model.encoder.training):  # it walks through all modules
+            self.model.train()
         view, gradient_RD = self._view(batch, slot_E)
         self._flat.zero_()
         is_taught = batch is not None and len(batch.column_T)
@@ -249,9 +250,12 @@ class TrainStep:
     def _backward(self, batch: StepBatch, total_weight: float, view: TableView, gradient_RD: Tensor) -> float:
         """Gradients of this rank's targets into the flat buffer; returns the undivided loss."""
         model, device = self.model, self.device
-        torch.manual_seed(hash64(self.seed, "dropout", self.increment, self.step_in_increment, self.group.rank) >> 1)
+        _seed(device, hash64(self.seed, "dropout", self.increment, self.step_in_increment, self.group.rank) >> 1)
         item_BLD = read_rows(view.row_RD, view.index_BL).requires_grad_()
         vectors_CD = read_vectors(view.row_RD, view.index_C).detach().requires_grad_()
+        is_prefix = int(view.index_C[-1]) == len(vectors_CD) - 1
+        if is_prefix:  # the gradient is added where it belongs as it comes, and not copied twice
+            vectors_CD.grad = gradient_RD[: len(vectors_CD)]
         arrays = (batch.query_T, view.column_T, batch.weight_T)
         query_T, column_T, weight_T = (torch.from_numpy(array).to(device) for array in arrays)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
@@ -260,7 +264,13 @@ class TrainStep:
             query_PD, scored_CD = model.query_side(query_PD), model.item_side(vectors_CD)
             loss = self.objective.loss(query_PD, scored_CD, query_T, column_T, weight_T, view.correction_C)
         (loss / total_weight).backward()  # type: ignore[no-untyped-call]
-        _add_row_gradients(gradient_RD, view, item_BLD, vectors_CD)
+        assert item_BLD.grad is not None
+        assert vectors_CD.grad is not None
+        if not is_prefix:
+            gradient_RD.index_add_(0, view.index_C, vectors_CD.grad)
+        is_event_BL = view.index_BL >= 0
+        # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
+        gradient_RD.index_put_((view.index_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)
         return float(loss.detach())
 
     def _add_penalties(self, view: TableView, gradient_RD: Tensor) -> None:
@@ -308,14 +318,9 @@ class TrainStep:
             optimizer.state[value] = state
 
 
-def _add_row_gradients(gradient_RD: Tensor, view: TableView, item_BLD: Tensor, vectors_CD: Tensor) -> None:
-    assert item_BLD.grad is not None
-    assert vectors_CD.grad is not None
-    num_scored = vectors_CD.shape[0]
-    if int(view.index_C[-1]) == num_scored - 1:
-        gradient_RD[:num_scored] += vectors_CD.grad
+def _seed(device: torch.device, seed: int) -> None:
+    """Of everything that is drawn on this device; torch's own ``manual_seed`` formats a stack trace for each call."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
     else:
-        gradient_RD.index_add_(0, view.index_C, vectors_CD.grad)
-    is_event_BL = view.index_BL >= 0
-    # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
-    gradient_RD.index_put_((view.index_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)
+        torch.manual_seed(seed)
