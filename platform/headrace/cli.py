@@ -150,10 +150,28 @@ def bench_train(words: Words = None, data: OptionalData = None, device: str = "c
 def bench_freshness(
     words: Words = None,
     seconds: Annotated[int, typer.Option(min=1, help="How long shards land, after the start.")] = 120,
+    modes: Annotated[
+        str, typer.Option(help="Joined by commas: unbounded, and per_increment, a new fit() for each increment.")
+    ] = "unbounded",
     out: Out = None,
 ) -> None:
     """Seconds from a shard's landing to the first answers with it, at a fixed rate, on the synthetic stream."""
-    _bench("freshness", words, out, seconds=seconds)
+    _bench("freshness", words, out, seconds=seconds, modes=modes)
+
+
+@bench.command("load")
+def bench_load(
+    words: Words = None,
+    rates: Annotated[str, typer.Option(help="Events a second, rising, separated by commas.")] = "500,1000,2000,3000",
+    seconds: Annotated[int, typer.Option(min=1, help="How long each rate lasts.")] = 40,
+    burst_seconds: Annotated[int, typer.Option(min=1, help="How long ten times the usual rate lasts.")] = 60,
+    items: Annotated[int, typer.Option(min=100, help="Items of the stream.")] = 10_000,
+    backlog: Annotated[bool, typer.Option(help="Whether an hour's events land at once, too.")] = True,
+    out: Out = None,
+) -> None:
+    """What the whole road carries: a sustained rate, a burst, an hour's backlog; freshness in each."""
+    options = {"rates": rates, "seconds": seconds, "burst_seconds": burst_seconds, "items": items, "backlog": backlog}
+    _bench("load", words, out, **options)
 
 
 @bench.command("feed")

@@ -79,6 +79,9 @@ class FeedConfig(Section):
 
     path: str | None = None
     """Folder (or object-store URI) in which shards land; with ``feed.replay``, the log that is replayed."""
+    mode: Literal["unbounded", "per_increment"] = "unbounded"
+    """"unbounded": increments flow through workers that live on; "per_increment": each has workers of its own, started
+    when its rows are there: what the loop is compared with, tens of seconds slower."""
     cut: Literal["events", "shard"] = "events"
     """"events": all waiting shards up to ``max_events``; "shard": one each, never split (replays)."""
     min_events: PositiveInt = 1

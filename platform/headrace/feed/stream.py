@@ -55,6 +55,8 @@ class StreamSpec:
     """Size at which Ray Data hands rows on; tens of blocks a cut are best."""
     poll_s: float = 0.02
     """How often the ledger is asked for its next record."""
+    last_cut: int | None = None
+    """End after this cut, whatever follows; None: at the stop record."""
 
     def __post_init__(self) -> None:
         assert "://" in self.store_uri or Path(self.store_uri).is_absolute(), "Train's workers change directory"
@@ -153,6 +155,8 @@ def _read(spec: StreamSpec, groups: tuple[int, ...]) -> Iterator[pa.Table]:
         if table.num_rows:
             yield table
         yield _flush_block(table.schema, cut.number, spec.block_bytes)
+        if cut.number == spec.last_cut:
+            return
 
 
 def _flush_block(schema: pa.Schema, cut: int, block_bytes: int) -> pa.Table:

@@ -63,12 +63,15 @@ class Serving(Protocol):
         ...
 
 
-def run(recipe: Recipe, observer: Observer, serving: Serving | None) -> int:
-    """Train until the stream ends or a signal comes; the exit code. HeadraceError when the run cannot go on."""
+def run(recipe: Recipe, observer: Observer, serving: Serving | None, source: ShardSource | None = None) -> int:
+    """Train until the stream ends or a signal comes; the exit code. HeadraceError when the run cannot go on.
+
+    ``source`` lands shards in the run's own folder, in place of what the recipe names.
+    """
     run_dir = Path(recipe.run.dir).expanduser().absolute()
     recipe = _absolute(recipe, run_dir)
     landing = _landing(recipe, run_dir)
-    source = _source(recipe, landing)
+    source = source or _source(recipe, landing)
     _check_cpus(recipe)
     if serving is not None:
         serving.check(recipe)
@@ -151,8 +154,7 @@ class _Run:
             self._feeder = feeder
             follower.follow_epoch(epoch.number)
             feeder.start()
-            fit = _Fit(self._recipe, self._run_dir, epoch, feeder.newest_commit)
-            error = self._watch(fit, feeder, follower, began_s)
+            error = self._train(epoch, feeder, follower, began_s)
             feeder.close()
             if (
                 own := feeder.error or follower.error
@@ -172,6 +174,25 @@ class _Run:
                     f"{reason}. The whole story is in {self._run_dir / 'run.log'}; the store is as that commit left it"
                 )
             self._observer.notice(f"training stopped after cut {newest} ({reason}); it begins again from there")
+
+    def _train(self, epoch: Epoch, feeder: Feeder, follower: Follower, began_s: float) -> Exception | None:
+        """One worker group for the whole stream, or one for each increment; None where the stream has ended."""
+        if self._recipe.feed.mode == "unbounded":
+            return self._watch(
+                _Fit(self._recipe, self._run_dir, epoch, feeder.newest_commit), feeder, follower, began_s
+            )
+        while True:
+            after_cut = feeder.newest_commit
+            while feeder.newest_cut <= after_cut:
+                if feeder.ended or (error := feeder.error or follower.error) is not None:
+                    return error if not feeder.ended else None
+                if self._stopping.wait(_WAIT_S):
+                    feeder.stop()
+            fit = _Fit(self._recipe, self._run_dir, epoch, after_cut, after_cut + 1)
+            if (error := self._watch(fit, feeder, follower, began_s)) is not None:
+                return error
+            while feeder.newest_commit <= after_cut and feeder.error is None:
+                self._stopping.wait(_WAIT_S)
 
     def _watch(self, fit: "_Fit", feeder: Feeder, follower: Follower, began_s: float) -> Exception | None:
         """Wait for the end of one ``fit``, whoever ends it; None where that was the end of the stream."""
@@ -215,9 +236,12 @@ class _Run:
 class _Fit(threading.Thread):
     """One life of the worker group. A thread, so that signals and other threads' errors are noticed meanwhile."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, epoch: Epoch, after_cut: int) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, epoch: Epoch, after_cut: int, last_cut: int | None = None
+    ) -> None:
         super().__init__(name="fit", daemon=True)
         self.after_cut = after_cut
+        self.last_cut = last_cut
         self.error: Exception | None = None
         self._recipe = recipe
         self._run_dir = run_dir
@@ -240,13 +264,19 @@ class _Fit(threading.Thread):
 
         run, feed = self._recipe.run, self._recipe.feed
         stream = StreamSpec(
-            self._recipe.store_uri, self._epoch.number, self.after_cut, self._recipe.columns, feed.block_bytes
+            self._recipe.store_uri,
+            self._epoch.number,
+            self.after_cut,
+            self._recipe.columns,
+            feed.block_bytes,
+            last_cut=self.last_cut,
         )
+        name = f"{run.name}-{self._epoch.number}" + (f"-{self.last_cut}" if self.last_cut is not None else "")
         return TorchTrainer(
             partial(work, WorkerSpec(dump_recipe(self._recipe), self._epoch, stream, self._replay())),
             scaling_config=ScalingConfig(num_workers=run.num_workers, use_gpu=run.use_gpu),
             run_config=RunConfig(
-                name=f"{run.name}-{self._epoch.number}",
+                name=name,  # one that Train has met before would be resumed
                 storage_path=str(self._run_dir / "train"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),

@@ -42,6 +42,12 @@ class LandingLog:
                 continue
             self._landed[name] = (landed_s, rows)
 
+    @property
+    def landed_s(self) -> dict[str, float]:
+        """When each shard landed, on the monotonic clock."""
+        with self._lock:
+            return {name: landed_s for name, (landed_s, _) in self._landed.items()}
+
     def landed(self, name: str, landed_s: float, rows: int) -> None:
         """A shard has landed; the first word on it counts."""
         with self._lock:
