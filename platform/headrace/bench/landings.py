@@ -37,7 +37,7 @@ def freshness(run_dir: Path, answers: Sequence[Answer]) -> Fresh:
 
 
 def percentiles(fresh: Fresh) -> dict[str, Any]:
-    """ "p50_s" and "p99_s", weighted by rows (None: never), and how many "events" they speak for."""
+    """Median and 99th percentile, weighted by rows (None: never), and the events that they speak for."""
     fresh_L = np.array([fresh_s for _, fresh_s in fresh])
     rows_L = np.array([landing.rows for landing, _ in fresh], dtype=np.float64)
     found: Mapping[str, float | None] = {
