@@ -10,12 +10,13 @@ from loop_kit import Stream, recipe
 from headrace.catalogue.ids import Catalogue
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
+from headrace.history.past import HISTORY_COLUMNS
 from headrace.history.segments import SegmentLog
 from headrace.inputs.sessions import derive_sessions
 from headrace.records import KEY_GROUPS
 from headrace.store.fence import take_epoch
 from headrace.train import questions
-from headrace.train.intake import HISTORY_COLUMNS, Intake, take
+from headrace.train.intake import Intake, take
 
 MINUTE = 60_000
 

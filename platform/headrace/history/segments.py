@@ -43,13 +43,7 @@ class SegmentLog:
 
     def find(self, key_K: NDArray[np.uint64]) -> Columns:
         """All rows of these keys (each given once), older segments first."""
-        found = [self._empty()]
-        for segment in self._segments:
-            first_K = np.searchsorted(segment["key"], key_K, side="left")
-            last_K = np.searchsorted(segment["key"], key_K, side="right")
-            flat_N = ranges(first_K.astype(np.int64), (last_K - first_K).astype(np.int64))
-            found.append({name: column[flat_N] for name, column in segment.items()})
-        return _concatenate(found)
+        return _concatenate([self._empty(), *rows_of(self._segments, key_K)])
 
     def append(self, rows: Mapping[str, NDArray[Any]], oldest_ms: int | None = None) -> None:
         """Add rows, in order of arrival. Rows older than ``oldest_ms`` leave when their segment is merged next."""
@@ -94,6 +88,18 @@ class SegmentLog:
 
     def _empty(self) -> Columns:
         return {name: np.zeros(0, dtype=dtype) for name, dtype in self._dtypes.items()}
+
+
+def rows_of(segments: Sequence[Columns], key_K: NDArray[np.uint64]) -> list[Columns]:
+    """The rows of these keys (each given once) in every segment that has any, in the segments' order."""
+    found = []
+    for segment in segments:
+        first_K = np.searchsorted(segment["key"], key_K, side="left").astype(np.int64)
+        last_K = np.searchsorted(segment["key"], key_K, side="right").astype(np.int64)
+        flat_N = ranges(first_K, last_K - first_K)
+        if len(flat_N):
+            found.append({name: column[flat_N] for name, column in segment.items()})
+    return found
 
 
 def _concatenate(parts: Sequence[Columns]) -> Columns:

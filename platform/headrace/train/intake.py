@@ -63,10 +63,6 @@ class Intake:
         return {fate.name.lower(): int((self.fate_N == fate).sum()) for fate in Fate}
 
 
-HISTORY_COLUMNS = {"session": np.uint64, "item": np.int32, "kind": np.int16, "group": np.uint8}
-"""What is kept of an event, beside its owner (the key) and its time."""
-
-
 def take(rows: Rows, catalogue: Catalogue, history: SegmentLog, seen: SegmentLog | None, recipe: Recipe) -> Intake:
     """Name every row's fate and merge the rows that stay with their past; changes nothing."""
     owner_N = np.where(rows.user_N != 0, rows.user_N, rows.session_N)

@@ -21,6 +21,7 @@ from headrace.config.recipe import Recipe
 from headrace.evaluation.sequential import Trial
 from headrace.experts.base import Expert
 from headrace.experts.build import build_experts, load_experts
+from headrace.history.past import HISTORY_COLUMNS
 from headrace.history.segments import SegmentLog
 from headrace.inputs.contexts import Contexts
 from headrace.methods.base import Method
@@ -34,7 +35,7 @@ from headrace.replay.client import Replay
 from headrace.store.arrays import load_arrays
 from headrace.store.store import Store
 from headrace.train.group import Group
-from headrace.train.intake import HISTORY_COLUMNS, Fate
+from headrace.train.intake import Fate
 from headrace.train.step import TrainStep
 
 Parts = dict[str, dict[str, NDArray[Any]]]
