@@ -162,3 +162,20 @@ def test_it_learns(objective):
     losses = passes(make_step(objective, learning_rate=3e-2), examples, epochs=20).loss_per_epoch
     assert losses[0] > 2.5
     assert losses[-1] < 1.0
+
+
+@pytest.mark.parametrize("objective", [*CONFIGS, pytest.param(SoftmaxConfig(), id="whole")])
+def test_the_update_ratio_is_that_of_all_parameters(objective):
+    step = make_step(objective)
+    passes(step, make_examples(11, 40, 12), 0, 12)
+    step.begin_increment(NUM_ITEMS, 1)
+    parameters = [*step.model.encoder.parameters(), step.model.table.weight]
+    before = [parameter.detach()[:NUM_ITEMS].clone() for parameter in parameters]
+    assert step.update_ratio() == 0.0
+    train_passes(
+        step, make_examples(12, 12), Eligible(np.arange(NUM_ITEMS)), np.arange(NUM_ITEMS), epochs=1, seed=9, increment=1
+    )
+    after = [parameter.detach()[:NUM_ITEMS] for parameter in parameters]
+    moved = sum(float((new - old).square().sum()) for new, old in zip(after, before, strict=True))
+    norm = sum(float(old.square().sum()) for old in before)
+    assert step.update_ratio() == pytest.approx((moved / norm) ** 0.5, rel=1e-5)

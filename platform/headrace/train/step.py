@@ -91,6 +91,8 @@ class TrainStep:
         """The table in sparse mode."""
         if objective.sampled is not None:
             self._touched = TouchedRows(objective.sampled, model.table.weight.detach(), seed)
+        self._before: dict[str, Tensor] = {}
+        """What Adam moves, as it was when the increment began."""
         self._buffer = torch.zeros(0)
         self._flat = self._buffer
         """The part of the buffer that this step fills: the encoder's gradients, then those of the rows at hand."""
@@ -128,6 +130,7 @@ class TrainStep:
             self._parameters[_TABLE] = nn.Parameter(weight_VD[:num_slots])
         else:
             self._touched.begin(weight_VD, num_slots)
+        self._before = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._make_buffer(sum(value.numel() for value in self._parameters.values()))
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.config.learning_rate, fused=True)
         self._hand_over_moments(self._optimizer)
@@ -192,6 +195,17 @@ class TrainStep:
         largest = torch.stack([tensor.detach().abs().amax().float().cpu() for tensor in tensors])  # amax keeps NaN
         finite = bool(torch.isfinite(largest).all())
         return finite, float(largest.max()) if finite else float("inf")
+
+    def update_ratio(self) -> float:
+        """The norm of what the increment has changed so far, over that of what it began with (rows in use)."""
+        moved, norm = 0.0, 0.0
+        for name, before in self._before.items():
+            moved += float((self._parameters[name].detach() - before).double().square().sum())
+            norm += float(before.double().square().sum())
+        if self._touched is not None:
+            moved_rows, norm_rows = self._touched.moved()
+            moved, norm = moved + moved_rows, norm + norm_rows
+        return float(np.sqrt(moved / max(norm, 1e-30)))
 
     def state(self) -> Parts:
         """The optimizer as parts: "optimizer/encoder", and "optimizer/table/00000", .. cut as the model's table is."""

@@ -55,6 +55,8 @@ class TouchedRows:
         self._num_slots = 0
         self._weight_VD = weight_VD
         self._is_touched_V = torch.zeros(0, dtype=torch.bool)
+        self._before: list[tuple[Tensor, Tensor]] = []
+        """Slots, and their rows before the increment's first touch."""
         self._scored: tuple[Tensor, NDArray[np.int64], Proposal] | None = None
         """The eligible rows last asked about, their slots in host memory, and what is drawn from them."""
 
@@ -63,6 +65,7 @@ class TouchedRows:
         self._weight_VD, self._num_slots = weight_VD, num_slots
         self.adam.grow(len(weight_VD))
         self._is_touched_V = torch.zeros(len(weight_VD), dtype=torch.bool, device=weight_VD.device)
+        self._before = []
         self._scored = None
 
     def view(
@@ -89,9 +92,12 @@ class TouchedRows:
         index_BL = np.where(is_event_BL, np.searchsorted(slot_R, slot_BL), -1)
         at_T = np.where(column_T < 0, -1, np.searchsorted(column_C, column_T))
         rows_R = self._to_device(slot_R)
+        row_RD = self._weight_VD.index_select(0, rows_R)
+        is_new_R = ~self._is_touched_V[rows_R]
+        self._before.append((rows_R[is_new_R], row_RD[is_new_R]))
         self._is_touched_V[rows_R] = True
         return TableView(
-            self._weight_VD.index_select(0, rows_R),
+            row_RD,
             rows_R,
             self._to_device(index_BL),
             self._to_device(np.searchsorted(slot_R, slot_C)),
@@ -116,6 +122,15 @@ class TouchedRows:
         slot_R = self._is_touched_V.nonzero()[:, 0]
         whole = (self._weight_VD, self.adam.tensors["exp_avg_sq"])
         return [tensor.index_select(0, slot_R) for tensor in whole] if len(slot_R) else []
+
+    def moved(self) -> tuple[float, float]:
+        """The squared norms of what rows have moved by since ``begin``, and of all rows in use as they were then."""
+        moved, norm = 0.0, float(torch.linalg.vector_norm(self._weight_VD[: self._num_slots])) ** 2
+        for slot_R, before_RD in self._before:
+            after_RD, before_RD = self._weight_VD.index_select(0, slot_R).double(), before_RD.double()
+            moved += float((after_RD - before_RD).square().sum())
+            norm += float(before_RD.square().sum()) - float(after_RD.square().sum())
+        return moved, norm
 
     def state(self) -> Parts:
         """Named parts, cut as the model's table is."""
