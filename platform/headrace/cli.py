@@ -224,6 +224,19 @@ def bench_stream(
     _bench("stream", words, out, data=data, increments=increments, device=device)
 
 
+@bench.command("staleness")
+def bench_staleness(
+    data: Data,
+    words: Words = None,
+    increments: Annotated[int, typer.Option(min=1, help="Minutes after the warm-up.")] = 2880,
+    every: Annotated[int, typer.Option(min=1, help="So many-th minutes are asked of old versions, too.")] = 60,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """A log in slices of a minute, answered by versions of today and of a day ago; imports no Ray."""
+    _bench("staleness", words, out, data=data, increments=increments, every=every, device=device)
+
+
 @bench.command("blend")
 def bench_blend(
     data: Data,
