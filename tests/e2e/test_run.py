@@ -27,7 +27,11 @@ WORDS = [
     "train.warmup_epochs=1",
     "serve.port=0",
     "serve.client_rps=20",
+    'experts=[{kind="popular",half_life_s=20},{kind="covisit"},{kind="similar_sessions"},{kind="own_items"}]',
+    'methods=[{kind="online"},{kind="replay"}]',
+    "replay.max_bytes=1048576",
 ]
+"""Everything on: whatever keeps state is part of the bit test."""
 
 pytestmark = pytest.mark.ray
 
