@@ -230,11 +230,12 @@ def bench_staleness(
     words: Words = None,
     increments: Annotated[int, typer.Option(min=1, help="Minutes after the warm-up.")] = 2880,
     every: Annotated[int, typer.Option(min=1, help="So many-th minutes are asked of old versions, too.")] = 60,
+    plot: Annotated[Path | None, typer.Option(help="An SVG file to draw it into.", show_default=False)] = None,
     device: str = "cpu",
     out: Out = None,
 ) -> None:
     """A log in slices of a minute, answered by versions of today and of a day ago; imports no Ray."""
-    _bench("staleness", words, out, data=data, increments=increments, every=every, device=device)
+    _bench("staleness", words, out, data=data, increments=increments, every=every, plot=plot, device=device)
 
 
 @bench.command("blend")

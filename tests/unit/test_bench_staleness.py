@@ -1,6 +1,7 @@
 """Old versions answer as they were, whatever the learner has learned since."""
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from loop_kit import SMALL, events
@@ -20,8 +21,15 @@ def test_versions_of_all_ages_answer_the_same_queries(tmp_path: Path, monkeypatc
     words = [*SMALL, 'feed.replay={slice_s="file"}']
     monkeypatch.setattr(staleness, "load_recipe", _by_file(staleness.load_recipe))
     made = staleness.run(
-        data=tmp_path / "log", increments=7, every=2, recipe=tmp_path / "recipe.toml", overrides=words
+        data=tmp_path / "log",
+        increments=7,
+        every=2,
+        plot=tmp_path / "plots" / "curve.svg",
+        recipe=tmp_path / "recipe.toml",
+        overrides=words,
     )
+    drawn = ElementTree.parse(tmp_path / "plots" / "curve.svg").getroot()
+    assert len([node for node in drawn if node.tag.endswith("circle")]) == 3
     assert made["queries"] > 100
     recall = [row["recall@20"] for row in made["rows"].values()]
     assert recall[0] > recall[2], "items come and go, so a version of long ago knows fewer of the answers"

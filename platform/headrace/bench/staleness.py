@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from headrace.bench.output import print_table
+from headrace.bench.plot import write_line
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
 from headrace.evaluation.metrics import METRICS
@@ -64,11 +65,15 @@ def run(
     data: Path,
     increments: int = 2880,
     every: int = 60,
+    plot: Path | None = None,
     device: str = "cpu",
     recipe: Path = Path("jobs/recipes/globo.toml"),
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Replay ``increments`` minutes after the warm-up; each ``every``-th is asked of all. Figures are shares."""
+    """Replay ``increments`` minutes after the warm-up; each ``every``-th is asked of all. Figures are shares.
+
+    ``plot``: an SVG file to draw recall into.
+    """
     words = [
         "feed.replay.slice_s=60",
         "evaluation.frozen_every=1000000000",
@@ -87,4 +92,7 @@ def run(
         ("lag", "R@20", "MRR@20"),
         [[lag, *(f"{100 * row[name]:.2f}" for name in _SHOWN)] for lag, row in rows.items()],
     )
+    if plot is not None:
+        recall = {lag: 100 * row["recall@20"] for lag, row in rows.items()}
+        write_line(plot, "Recall@20 by the age of the version that answers", "age of the version", recall)
     return {"queries": watch.queries, "lags_min": LAGS, "rows": rows}
