@@ -10,7 +10,7 @@ from headrace.bundles.bundle import Bundle, bundle_of
 from headrace.bundles.publish import publish
 from headrace.catalogue.ids import Catalogue
 from headrace.commit.manifest import Envelope, Manifest
-from headrace.config.recipe import PopularConfig, Recipe, SasRecConfig
+from headrace.config.recipe import CatalogueConfig, PopularConfig, Recipe, SasRecConfig
 from headrace.experts.base import Counted
 from headrace.experts.popular import Popular
 from headrace.inputs.contexts import contexts_of
@@ -39,6 +39,7 @@ def catalogue_of(raw_ids: Sequence[int | str]) -> Catalogue:
     catalogue = Catalogue()
     catalogue.admit(np.array(raw_ids, dtype=object if isinstance(raw_ids[0], str) else np.int64))
     catalogue.observe(np.arange(len(raw_ids)), np.full(len(raw_ids), WATERMARK_MS))
+    catalogue.settle(WATERMARK_MS, CatalogueConfig())
     return catalogue
 
 

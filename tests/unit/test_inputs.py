@@ -73,11 +73,12 @@ def test_taking_contexts_is_taking_their_lists(events, questions, data):
     assert taken.session_Q.tolist() == [contexts.session_Q[place] for place in index]
 
 
-@given(st.lists(st.lists(st.integers(-1, 9), max_size=6), max_size=6), st.integers(0, 11))
-def test_unknown_items_leave_the_context_and_nothing_else_does(sequences, num_items):
+@given(st.lists(st.lists(st.integers(-1, 9), max_size=6), max_size=6), st.lists(st.booleans(), max_size=11))
+def test_items_without_a_row_leave_the_context_and_nothing_else_does(sequences, has_row):
     contexts = _contexts(sequences)
-    known = contexts.known(num_items)
-    assert _lists(known) == [[item for item in sequence if 0 <= item < num_items] for sequence in sequences]
+    known = contexts.known(np.where(np.array(has_row, dtype=bool), 3, -1))
+    held = {item for item, holds in enumerate(has_row) if holds}
+    assert _lists(known) == [[item for item in sequence if item in held] for sequence in sequences]
     assert len(known) == len(sequences)
     assert len(known.ts_T) == len(known.kind_T) == len(known.item_T)
 
@@ -167,3 +168,24 @@ def test_a_prefix_built_from_the_log_equals_the_request_that_a_client_would_send
     sent = contexts_of([list(range(5))], 50, max_events)
     assert _lists(built) == _lists(sent)
     assert isinstance(built, Contexts)
+
+
+def test_examples_pass_over_context_items_without_a_row_and_keep_their_place():
+    contexts = _contexts([[0, 1, 2], [1], [0, 2]])
+    zero = np.zeros(6, dtype=np.int64)
+    made = Examples(
+        contexts,
+        np.array([0, 0, 0, 0, 1, 2]),
+        np.array([2, 1, 0, 3, 0, 0]),
+        np.arange(6),
+        np.ones(6, dtype=np.float32),
+        zero,
+        zero,
+        np.arange(6),
+    )
+    assert made.known(np.array([5, 6, 7])) is made
+    known = made.known(np.array([5, -1, 7]))
+    assert _lists(known.contexts) == [[0, 2], [0, 2]]
+    assert known.sequence_T.tolist() == [0, 0, 0, 0, 1]
+    assert known.target_T.tolist() == [0, 1, 2, 3, 5]
+    assert known.position_T.tolist() == [1, 1, 0, 2, 0], "after 0; after 0 (1 is passed over); after 2; before all"

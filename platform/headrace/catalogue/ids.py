@@ -1,7 +1,9 @@
-"""Raw item ids, their numbers and their rows of the item table.
+"""Raw item ids, their numbers, and which of them hold a row of the item table.
 
-A number names one item for ever: history, replay, inputs and counters hold numbers. Only rows of the table (slots) may
-be reused. Shape legend: I items (by number), N events, E eligible items.
+A number names one item for ever: history, replay, inputs and counters hold numbers. Only rows of the table (slots) are
+reused: ``settle`` decides, once an increment and by event time alone, which items hold one. An item without a row is
+not answered, and is passed over where it stands in a context.
+Shape legend: I items (by number), N events, E eligible items, V rows of the table ever in use.
 """
 
 from collections.abc import Mapping
@@ -11,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
+from headrace.catalogue.slots import NONE, Slots
+from headrace.config.recipe import CatalogueConfig
 
 NEVER = np.iinfo(np.int64).min // 2
 """The last event of an item that has been numbered, but not yet seen in a trained row."""
@@ -28,19 +32,25 @@ class Catalogue:
         self.last_ts_I = np.zeros(0, dtype=np.int64)
         self.count_I = np.zeros(0, dtype=np.int64)
         """Trained events of each item."""
+        self._slots = Slots.empty()
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def slot_I(self) -> NDArray[np.int64]:
-        """The row of the item table of each number."""
-        return np.arange(len(self._ids), dtype=np.int64)
+        """The row of the item table of each number; -1: it has none."""
+        return self._slots.slot_I
+
+    @property
+    def number_V(self) -> NDArray[np.int64]:
+        """The number that holds each row of the item table; -1: nobody does."""
+        return self._slots.number_V
 
     @property
     def num_slots(self) -> int:
-        """Rows of the item table that are in use."""
-        return len(self._ids)
+        """Rows of the item table that are or were in use."""
+        return len(self._slots.number_V)
 
     def admit(self, raw_I: NDArray[Any]) -> int:
         """Give the unknown ids among these the next numbers, in this order. How many there were."""
@@ -55,6 +65,7 @@ class Catalogue:
             self.first_ts_I = np.concatenate([self.first_ts_I, never])
             self.last_ts_I = np.concatenate([self.last_ts_I, never])
             self.count_I = np.concatenate([self.count_I, np.zeros(added, dtype=np.int64)])
+            self._slots = self._slots.grown(len(self._ids))
         return added
 
     def numbers(self, raw_N: NDArray[Any]) -> NDArray[np.int64]:
@@ -76,15 +87,33 @@ class Catalogue:
         self.first_ts_I[self.first_ts_I == np.iinfo(np.int64).max] = NEVER
         np.add.at(self.count_I, number_N, 1)
 
+    def settle(self, watermark_ms: int, config: CatalogueConfig) -> None:
+        """Once an increment's events are noted: the items that are of use get or keep a row, all others lose theirs."""
+        wanted_I = self.count_I >= config.min_events
+        if config.forget_s is not None:
+            wanted_I &= self.last_ts_I >= watermark_ms - config.forget_s * 1000
+        if config.max_items is not None:
+            wanted_I = self._least_idle(wanted_I, config.max_items)
+        self._slots = self._slots.assigned(wanted_I)
+
     def eligible(self, watermark_ms: int, alive_s: int | None) -> Eligible:
-        """The items whose last event lies within ``alive_s`` of the watermark."""
+        """The items that hold a row and whose last event lies within ``alive_s`` of the watermark."""
         oldest = NEVER + 1 if alive_s is None else watermark_ms - alive_s * 1000
-        return Eligible(np.flatnonzero(self.last_ts_I >= oldest).astype(np.int64))
+        return Eligible(np.flatnonzero((self.last_ts_I >= oldest) & (self.slot_I != NONE)).astype(np.int64))
+
+    def _least_idle(self, wanted_I: NDArray[np.bool_], max_items: int) -> NDArray[np.bool_]:
+        """At most ``max_items`` of the wanted items: those met last; of equals those with a row, then lower numbers."""
+        number_K = np.flatnonzero(wanted_I)
+        order_K = np.lexsort((number_K, self.slot_I[number_K] == NONE, -self.last_ts_I[number_K]))
+        kept_I = np.zeros_like(wanted_I)
+        kept_I[number_K[order_K[:max_items]]] = True
+        return kept_I
 
     def state(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """Named parts: the ids in chunks, and one part with what changes."""
+        """Named parts: the ids in chunks, one part with what changes, and who holds which row."""
         parts: dict[str, dict[str, NDArray[Any]]] = {
-            "items": {"first_ts": self.first_ts_I, "last_ts": self.last_ts_I, "count": self.count_I}
+            "items": {"first_ts": self.first_ts_I, "last_ts": self.last_ts_I, "count": self.count_I},
+            "slots": {"number": self.number_V},
         }
         for start in range(0, len(self._ids), _CHUNK):
             chunk = self._ids[start : start + _CHUNK]
@@ -103,4 +132,5 @@ class Catalogue:
         catalogue.first_ts_I = parts["items"]["first_ts"].copy()
         catalogue.last_ts_I = parts["items"]["last_ts"].copy()
         catalogue.count_I = parts["items"]["count"].copy()
+        catalogue._slots = Slots(parts["slots"]["number"].copy(), len(catalogue))
         return catalogue

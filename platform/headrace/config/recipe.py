@@ -162,6 +162,12 @@ class CatalogueConfig(Section):
     """Items whose last event is older than this, against the commit's watermark, are not answered. None: all are."""
     initial_capacity: PositiveInt = 4096
     """Rows of the item table at the start; it grows by doubling."""
+    min_events: Annotated[int, Field(ge=0)] = 0
+    """An item gets a row of the table, and may be answered, once so many trained events have named it."""
+    forget_s: PositiveInt | None = None
+    """Items whose last event is older than this, against the watermark, lose their row to others. None: none does."""
+    max_items: PositiveInt | None = None
+    """Rows in use at most: beyond it the items that have been idle for longest lose theirs. None: no limit."""
 
 
 class HistoryConfig(Section):

@@ -24,7 +24,7 @@ from headrace.records import hash64_array
 Arrays = Mapping[str, NDArray[Any]]
 Gather = Callable[[Arrays], list[Arrays]]
 """Every rank's arrays, in rank order, on every rank."""
-_COMPARED = METRICS["recall@20"]
+_CUTOFF = 20
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Scored:
     faults: dict[str, int]
     """By expert of the learner, where there are any: queries on which it failed, or its vote was not a probability."""
     signs: Mapping[str, NDArray[np.int8]]
-    """Of the blend and the neural expert, (Q,) in ledger order: the sign of live's recall@20 less trusted's, which with
-    a single target is the difference of hits. Empty where trusted was not asked."""
+    """Of the blend and the neural expert, one for each item that was a target: the sign of live's hits at 20 less
+    trusted's. Empty where trusted was not asked. Items, and not queries, since queries for one item tip together."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -119,7 +119,7 @@ def score(
     rank_of["learner"], rank_of["live"] = own.rank[BLEND], judge(live).rank[BLEND]
     if frozen is not None:
         rank_of["frozen"] = judge(frozen).rank[BLEND]
-    signs = _signs(judge(live), judge(trusted), queries.offset_R) if trusted is not None else {}
+    gained = _gained(judge(live), judge(trusted)) if trusted is not None else {}
     mine: dict[str, NDArray[Any]] = {
         "shard": queries.shard_Q,
         "row": queries.row_Q,
@@ -128,21 +128,29 @@ def score(
         "failed": np.array(failed, dtype=np.int64),
         **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
         **{f"p/{name}": p_Q for name, p_Q in per_query(own.probability, queries.offset_R).items()},
-        **{f"sign/{name}": sign_Q for name, sign_Q in signs.items()},
+        "target": queries.target_T,
+        **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
     }
-    return _summary(gather(mine), list(rank_of), list(own.probability), list(signs))
+    return _summary(gather(mine), list(rank_of), list(own.probability), list(gained))
 
 
-def _signs(live: Judged, trusted: Judged, offset_R: NDArray[np.int64]) -> dict[str, NDArray[np.int8]]:
+def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
+    """For each target, live's hit at 20 less trusted's."""
+    return {name: (live.rank[name] <= _CUTOFF).astype(np.int8) - (trusted.rank[name] <= _CUTOFF) for name in CONTESTS}
+
+
+def _signs(parts: Sequence[Arrays], compared: Sequence[str]) -> dict[str, NDArray[np.int8]]:
+    """Items in the order of their numbers."""
+    _, item_T = np.unique(np.concatenate([part["target"] for part in parts]), return_inverse=True)
     return {
-        name: np.sign(_COMPARED(live.rank[name], offset_R) - _COMPARED(trusted.rank[name], offset_R)).astype(np.int8)
-        for name in CONTESTS
+        name: np.sign(np.bincount(item_T, np.concatenate([part[f"gained/{name}"] for part in parts]))).astype(np.int8)
+        for name in compared
     }
 
 
 def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
     """Of each query, ``(Q,)``: whether the learner knows an item of its context, and a target may be answered."""
-    context_Q = queries.contexts.known(learner.num_items).length_Q > 0
+    context_Q = learner.known(queries.contexts).length_Q > 0
     target_T = learner.eligible.column_of(queries.target_T) >= 0
     return np.asarray(context_Q & (np.add.reduceat(np.append(target_T, False), queries.offset_R[:-1]) > 0))
 
@@ -159,7 +167,7 @@ def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[s
         if known_Q.any():
             metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
     probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
-    signs = {name: np.concatenate([part[f"sign/{name}"] for part in parts])[order_Q] for name in compared}
+    signs = _signs(parts, compared)
     failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
     faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
     return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, faults, signs)

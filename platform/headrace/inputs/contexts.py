@@ -57,9 +57,9 @@ class Contexts:
             self.session_Q[index_B],
         )
 
-    def known(self, num_items: int) -> "Contexts":
-        """The same queries without items that a version with ``num_items`` numbers does not know."""
-        keep_T = (self.item_T >= 0) & (self.item_T < num_items)
+    def known(self, slot_I: NDArray[np.int64]) -> "Contexts":
+        """The same queries without the items that have no row in this version's ``slot_I``."""
+        keep_T = has_row(self.item_T, slot_I)
         if keep_T.all():
             return self
         kept_before = np.concatenate([[0], np.cumsum(keep_T)])
@@ -82,6 +82,13 @@ class ModelInputs:
     ts_BL: NDArray[np.int64]
     kind_BL: NDArray[np.int16]
     as_of_B: NDArray[np.int64]
+
+
+def has_row(item_T: NDArray[np.int64], slot_I: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of these items have a row of the table; numbers that are unknown (-1, or too high) have none."""
+    keep_T = (item_T >= 0) & (item_T < len(slot_I))
+    keep_T[keep_T] = slot_I[item_T[keep_T]] >= 0
+    return keep_T
 
 
 def ranges(start_Q: NDArray[np.int64], length_Q: NDArray[np.int64]) -> NDArray[np.int64]:

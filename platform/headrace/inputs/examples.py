@@ -5,12 +5,12 @@ One shape serves both ways to train: with prefixes, every target has a context o
 Shape legend: S sequences, T targets (flat).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.inputs.contexts import Contexts
+from headrace.inputs.contexts import Contexts, has_row
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class Examples:
             self.shard_T[flat_T],
             self.row_T[flat_T],
         )
+
+    def known(self, slot_I: NDArray[np.int64]) -> "Examples":
+        """The same without context items that have no row; sequences whose context is then empty are left out."""
+        contexts = self.contexts
+        keep_T = has_row(contexts.item_T, slot_I)
+        if keep_T.all():
+            return self
+        kept_before = np.concatenate([[0], np.cumsum(keep_T)])
+        start_T, end_T = contexts.offset_R[self.sequence_T], contexts.offset_R[self.sequence_T + 1]
+        position_T = kept_before[end_T] - kept_before[np.maximum(end_T - self.position_T, start_T)]
+        known = replace(self, contexts=contexts.known(slot_I), position_T=position_T)
+        return known.take(np.flatnonzero(known.contexts.length_Q > 0))
 
 
 def plan_batches(length_S: NDArray[np.int64], batch: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:

@@ -63,7 +63,7 @@ class ItemTable(nn.Module):
         return read_rows(self.weight, slot_BL)
 
     def vectors(self, slot_E: Tensor) -> Tensor:
-        """The rows ``(E, D)`` of these ascending slots; a view where they are a prefix of the table."""
+        """The rows ``(E, D)`` of these slots; a view where they are a prefix of the table."""
         return read_vectors(self.weight, slot_E)
 
     def reset(self, slot_R: Tensor) -> None:
@@ -111,8 +111,8 @@ def read_rows(weight_VD: Tensor, slot_BL: Tensor) -> Tensor:
 
 
 def read_vectors(weight_VD: Tensor, slot_E: Tensor) -> Tensor:
-    """Rows ``(E, D)`` at these ascending slots; a view where they are a prefix."""
+    """Rows ``(E, D)`` at these slots; a view where they are a prefix, in order."""
     num_slots = int(slot_E.shape[0])
-    if num_slots and int(slot_E[-1]) == num_slots - 1:
+    if num_slots and int(slot_E[-1]) == num_slots - 1 and bool((slot_E.diff() == 1).all()):
         return weight_VD[:num_slots]
     return weight_VD.index_select(0, slot_E)

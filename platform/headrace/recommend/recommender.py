@@ -100,6 +100,10 @@ class Recommender:
         """Numbers that this version knows."""
         return len(self._slot_I)
 
+    def known(self, contexts: Contexts) -> Contexts:
+        """These contexts as the version sees them: without items that have no row in it."""
+        return contexts.known(self._slot_I)
+
     @property
     def faults(self) -> Mapping[str, int]:
         """By expert: queries on which its vote was left out because it was not a probability."""
@@ -139,7 +143,7 @@ class Recommender:
                     found = block.shares(weight_QK, row_T, column_QB[there_QB], best_QB[there_QB])
                     for name, share_T in found.items():
                         shares[name][block.first + row_T, place_T] = share_T
-        return Top(number_QK, score_QK, contexts.known(self.num_items).length_Q == 0, shares)
+        return Top(number_QK, score_QK, self.known(contexts).length_Q == 0, shares)
 
     def judge(self, contexts: Contexts, target_T: NDArray[np.int64], target_offset_R: NDArray[np.int64]) -> Judged:
         """Rank and probability of each target; query q has the targets between its two offsets."""
@@ -207,7 +211,7 @@ class Recommender:
         """What every expert says, block by block; nothing where no item is eligible."""
         if not len(self.eligible):
             return
-        contexts = newest(contexts.known(self.num_items), self.max_events)
+        contexts = newest(self.known(contexts), self.max_events)
         items_ED = self._items()
         encoded_QD = encode(self.model, contexts, self._slot_I, self.max_events)
         for first in range(0, len(contexts), BLOCK):

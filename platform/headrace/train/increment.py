@@ -31,6 +31,7 @@ from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
+from headrace.train.rows import start_rows
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
 
 _REPLAY_BATCH = 2048
@@ -177,7 +178,9 @@ def _train(
     recipe = state.recipe
     state.watermark_ms = max(state.watermark_ms, int(taken.ts_N.max(initial=0)))
     state.catalogue.observe(taken.number_N, taken.ts_N)
+    state.catalogue.settle(state.watermark_ms, recipe.catalogue)
     state.step.begin_increment(state.catalogue.num_slots, increment)
+    start_rows(state)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
     mixed = _mixed(made, state, increment, watch)

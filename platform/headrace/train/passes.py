@@ -53,15 +53,14 @@ def train_passes(
     """
     began = time.perf_counter()
     group, num_steps, losses = step.group, 0, []
-    column_T = eligible.column_of(examples.target_T)
+    examples = examples.known(slot_I)
+    slots, column_T = _columns(examples.target_T, eligible, slot_I)
     weight_T = np.where(column_T < 0, np.float32(0.0), examples.weight_T)
     counts = _sum(group, "targets", np.array([(column_T >= 0).sum(), (column_T < 0).sum()]))
-    slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(step.device)
-    order_by_slot = bool((np.diff(slot_I[eligible.number_E]) > 0).all())
-    assert order_by_slot, "slots of eligible items must ascend with their numbers"
+    slot_E = torch.from_numpy(slots).to(step.device)
     if step.counts_targets:
         gathered = group.gather({"slot": slot_I[examples.target_T[column_T >= 0]]})
-        step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), len(slot_I))
+        step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), int(slot_I.max(initial=-1)) + 1)
     for epoch in range(epochs):
         draw = generator(seed, "batches", increment, epoch, group.rank)
         plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)
@@ -83,6 +82,22 @@ def train_passes(
         step.last_gradient_norm,
         time.perf_counter() - began,
     )
+
+
+def _columns(
+    target_T: NDArray[np.int64], eligible: Eligible, slot_I: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The eligible items' rows ``(E,)``, ascending, and each target's place among them (-1: not eligible).
+
+    Where rows were reused they do not ascend with numbers, and a step reads a table best from its beginning to its end.
+    """
+    slot_E, column_T = slot_I[eligible.number_E], eligible.column_of(target_T)
+    if (np.diff(slot_E) > 0).all():
+        return slot_E, column_T
+    order_E = np.argsort(slot_E)
+    place_E = np.empty_like(order_E)
+    place_E[order_E] = np.arange(len(order_E))
+    return slot_E[order_E], np.where(column_T < 0, -1, place_E[column_T])
 
 
 def _share(batch: int, group: Group) -> int:

@@ -62,6 +62,9 @@ class LearnerState:
     """How often the stream's targets were in their own contexts: what ``recommend.seen = "auto"`` follows."""
     seen: SegmentLog | None
     """Event ids that have arrived; None where the log has no such column."""
+    held_V: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """The item that each row of the model's table is about (-1: none); the catalogue may have given the row to another
+    since, until the next increment's training begins."""
     probes: Contexts | None = None
     """A fixed set of contexts, drawn in the warm-up, on which versions are compared."""
     watermark_ms: int = 0
@@ -155,6 +158,7 @@ class LearnerState:
             "repeats": [self.repeats.asked, self.repeats.repeated],
             "seen_last": self.seen_last,
             "num_items": len(self.catalogue),
+            "num_slots": self.catalogue.num_slots,
             "num_eligible": len(self.eligible),
             "last_version": self.version,
             "num_holds": self.num_holds,
@@ -239,8 +243,8 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
 def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
     """Model, optimizer, methods and blend weights as this commit left them; everything else in ``state`` stays.
 
-    The table has the commit's capacity until ``TrainStep.begin_increment`` grows it again: rows of items that are
-    younger than the commit then start afresh.
+    The table has the commit's capacity until ``TrainStep.begin_increment`` grows it again, and its rows are about the
+    items that held them then: rows that other items hold by now start afresh (train/rows.py).
     """
     recipe = state.recipe
     state.methods = build_methods(recipe.methods)
@@ -250,6 +254,7 @@ def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
     state.step = TrainStep(model, state.step.objective, state.methods, recipe.train, state.step.group, recipe.seed)
     optimizer = _read(store, manifest, "optimizer")
     state.step.load({f"optimizer/{name}": part for name, part in optimizer.items()})
+    state.held_V = load_arrays(store.get_part(manifest.parts["catalogue/slots"]))["number"]
     state.weights = Weights.from_mapping(manifest.facts["weights"])
 
 
