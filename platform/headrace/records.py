@@ -71,6 +71,15 @@ class RowRange:
     """Number of the shard's record in the ledger."""
     start: int
     stop: int
+    num_dropped: int = 0
+    """Rows between them that are in the file, but cannot be used."""
+    released: bool = False
+    """Whether a person has put these rows back, so that their age is no reason to set them aside."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a cut of this range takes."""
+        return self.stop - self.start - self.num_dropped
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,13 @@ class Cut:
     duplicate: int
     """Rows of shards, recorded up to this cut, whose content had landed before under another name."""
     quarantined: int
-    """Rows of shards, recorded up to this cut, that were set aside unread (0 where the count is unknown)."""
+    """Rows of shards, recorded up to this cut, that were set aside (0 where the count is unknown) or dropped."""
     pending: int
-    """Rows recorded up to this cut that no cut has taken yet."""
+    """Rows recorded up to this cut that no cut has taken yet, or that were put back and not taken again."""
     record: int
     """Number of this record in the ledger."""
+    released: int = 0
+    """Rows of rejected cuts that were put back up to this cut."""
 
 
 @dataclass(frozen=True)

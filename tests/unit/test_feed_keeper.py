@@ -184,6 +184,79 @@ def test_a_missing_column_is_set_aside_with_its_reason_and_the_stream_goes_on(tm
     assert (cut.num_rows, cut.events_in, cut.quarantined) == (4, 9, 5)
 
 
+def with_bad(table, rows, column="ts", value=-1):
+    values = table[column].to_pylist()
+    for row in rows:
+        values[row] = value
+    return table.set_column(table.column_names.index(column), column, pa.array(values, pa.int64()))
+
+
+def test_a_few_bad_rows_are_dropped_and_the_others_taken(tmp_path):
+    feed = Feed(tmp_path, max_bad_rows=0.02)
+    table = with_bad(with_bad(events(0, 100), [7]), [40], "item_id", None)
+    feed.land("a.parquet", table)
+    (cut,) = feed.commit_all()
+    (shard,) = [entry for entry in LedgerReader(feed.store).entries() if isinstance(entry, Shard)]
+    assert shard.dropped.rows == (7, 40)
+    assert [(num_rows, reason[:16]) for reason, num_rows in shard.dropped.reasons] == [
+        (1, "no value in item"), (1, "the time in ts l"),
+    ]  # fmt: skip
+    assert shard.dropped.first[0] == 'row 7: {"item_id": 0, "ts": -1, "session_id": 2}'
+    assert (shard.num_rows, sum(shard.group_rows), shard.first_ts) == (100, 98, 0)
+    assert (cut.num_rows, cut.events_in, cut.quarantined, cut.pending) == (98, 100, 2, 0)
+    assert cut.ranges == (RowRange(shard.number, 0, 100, 2),)
+    assert feed.rows(cut).rows.row_N.tolist() == [row for row in range(100) if row not in (7, 40)]
+
+
+@pytest.mark.parametrize(
+    ("share", "num_rows", "bad", "taken"),
+    [
+        (0.01, 100, [3], True),
+        (0.01, 100, [3, 4], False),
+        (0.01, 5, [3], True),  # one row always may
+        (0.01, 1, [0], False),  # but not the only one
+        (0.0, 100, [3], False),
+        (1.0, 4, [0, 1, 3], True),
+        (1.0, 4, [0, 1, 2, 3], False),
+    ],
+)
+def test_beyond_the_share_the_whole_shard_is_set_aside(tmp_path, share, num_rows, bad, taken):
+    feed = Feed(tmp_path, max_bad_rows=share)
+    feed.land("a.parquet", with_bad(events(0, num_rows), bad))
+    polls = feed.poll()
+    assert len(flat(polls, "shards")) == taken
+    for aside in flat(polls, "quarantined"):
+        assert aside.reason.startswith(
+            f"{len(bad)} of {num_rows} rows cannot be used (feed.max_bad_rows={share:g}), the first is row {bad[0]}: "
+            f"{len(bad)} rows: the time in ts lies before 1970"
+        )
+        assert aside.num_rows == num_rows
+        assert aside.first[0].startswith(f"row {bad[0]}: ")
+
+
+def test_cuts_split_a_shard_around_its_dropped_rows(tmp_path):
+    feed = Feed(tmp_path, max_events=4, max_bad_rows=1.0, warmup_shards=1)
+    feed.land("a.parquet", events(0, 2))
+    feed.commit_all()
+    feed.land("b.parquet", with_bad(events(2, 12), [0, 4, 5, 11]))
+    cuts = feed.commit_all()
+    assert [cut.num_rows for cut in cuts] == [4, 4]
+    assert [(part.start, part.stop, part.num_dropped) for cut in cuts for part in cut.ranges] == [(0, 7, 3), (7, 12, 1)]
+    assert [feed.rows(cut).rows.row_N.tolist() for cut in cuts] == [[1, 2, 3, 6], [7, 8, 9, 10]]
+    assert cuts[-1].pending == 0
+
+
+def test_ranks_drop_the_same_rows_and_number_the_items_alike(tmp_path):
+    feed = Feed(tmp_path, max_bad_rows=0.5)
+    feed.land("a.parquet", with_bad(events(0, 60), [0, 7, 14], "session_id", None))
+    (cut,) = feed.commit_all()
+    ranks = [feed.rows(cut, key_groups(rank, 2)) for rank in range(2)]
+    assert sorted(row for part in ranks for row in part.rows.row_N.tolist()) == [
+        row for row in range(60) if row not in (0, 7, 14)
+    ]
+    assert all(part.item_I.tolist() == [1, 2, 3, 4, 5, 6, 0] for part in ranks)
+
+
 def test_a_truncated_file_is_set_aside_once_it_has_been_stable_for_long(tmp_path):
     feed = Feed(tmp_path)
     feed.land("whole", events(0, 500))

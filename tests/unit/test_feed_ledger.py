@@ -5,18 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import FencedError, StoreError
-from headrace.feed.entries import Open, Shard, decode, encode
-from headrace.feed.ledger import LedgerReader, LedgerState, LedgerWriter
+from headrace.feed.entries import Dropped, Open, Release, Shard, decode, encode
+from headrace.feed.ledger import LedgerReader, LedgerState, LedgerWriter, entry_number
 from headrace.records import KEY_GROUPS, Cut, RowRange
 from headrace.store.fence import take_epoch
 from headrace.store.store import PartRef, Store
 
 
-def shard(name, num_rows, duplicate_of=None):
+def shard(name, num_rows, duplicate_of=None, dropped=()):
     group_rows = (num_rows,) + (0,) * (KEY_GROUPS - 1)
     return Shard(
         0, f"/in/{name}", f"sha-{name}", 10, num_rows, 0, 0, group_rows, (("item_id", "int64"),), duplicate_of,
-        PartRef("0" * 64, 1),
+        PartRef("0" * 64, 1), Dropped(tuple(dropped), (("torn", len(dropped)),), ("row 0: {}",)),
     )  # fmt: skip
 
 
@@ -44,11 +44,15 @@ def test_records_come_back_as_they_were_written(store):
     again = writer.shard(shard("b", 5, duplicate_of=first.number))
     aside = writer.quarantine("/in/c", "sha-c", 7, 0, "torn")
     cut = writer.cut(max_rows=3)
+    release = writer.release(cut)
+    reopened = writer.release(aside)
     stop = writer.stop()
-    assert list(LedgerReader(store).entries()) == [Open(1, 1, 0), first, again, aside, cut, stop]
+    assert list(LedgerReader(store).entries()) == [Open(1, 1, 0), first, again, aside, cut, release, reopened, stop]
     assert (cut.number, cut.ranges, cut.record) == (0, (RowRange(first.number, 0, 3),), 5)
     assert (cut.events_in, cut.duplicate, cut.quarantined, cut.pending) == (10, 5, 0, 2)
-    for entry in (first, aside, cut, stop):
+    assert (release.of, release.ranges, release.num_rows) == (5, (RowRange(first.number, 0, 3, released=True),), 3)
+    assert (reopened.of, reopened.uri, reopened.ranges) == (aside.number, "/in/c", ())
+    for entry in (first, aside, cut, release, stop):
         assert decode(encode(entry, 4)) == (entry, 4)
 
 
@@ -80,6 +84,31 @@ def test_a_large_shard_is_cut_into_ranges_and_small_ones_are_joined(store):
                                              RowRange(numbers[2], 0, 1))  # fmt: skip
     assert writer.cut(num_shards=1).ranges == (RowRange(numbers[2], 1, 2),)
     assert writer.state.num_pending == 0
+
+
+def test_a_released_cuts_rows_wait_behind_all_others(store):
+    writer = opened(store)
+    first, second = (writer.shard(shard(name, 4, dropped=[1])).number for name in "ab")
+    rejected = writer.cut(max_rows=5)
+    assert rejected.ranges == (RowRange(first, 0, 4, 1), RowRange(second, 0, 3, 1))
+    writer.release(rejected)
+    assert opened(store).state.pending == writer.state.pending
+    writer = opened(store)
+    cut = writer.cut(max_rows=2)
+    assert cut.ranges == (RowRange(second, 3, 4), RowRange(first, 0, 2, 1, released=True))
+    assert (cut.events_in, cut.quarantined, cut.released, cut.pending) == (8, 2, 5, 4)
+    assert writer.state.released == {rejected.record}
+
+
+def test_a_file_that_is_looked_at_again_comes_in_anew(store):
+    writer = opened(store)
+    aside = writer.quarantine("/in/a", "sha-old", 7, 5, "torn")
+    assert (writer.state.events_in, writer.state.quarantined) == (5, 5)
+    writer.release(aside)
+    assert (writer.state.events_in, writer.state.quarantined, writer.state.uris) == (0, 0, set())
+    landed = writer.shard(shard("a", 6))
+    assert writer.cut().ranges == (RowRange(landed.number, 0, 6, released=True),)
+    assert writer.state.settled_files(0) == 1
 
 
 def test_a_new_writer_goes_on_from_what_is_there(store):
@@ -187,6 +216,8 @@ def test_settled_files_wait_for_the_commit_that_takes_their_last_row(store):
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("shard"), st.integers(0, 9), st.booleans()),
+        st.tuples(st.just("bad rows"), st.integers(2, 9), st.booleans()),
+        st.tuples(st.just("release"), st.integers(0, 20), st.booleans()),
         st.tuples(st.just("quarantine"), st.integers(0, 9), st.just(False)),
         st.tuples(st.just("cut"), st.integers(1, 12), st.booleans()),
         st.tuples(st.just("restart"), st.just(0), st.booleans()),
@@ -195,34 +226,61 @@ OPERATIONS = st.lists(
 )
 
 
+class Played:
+    """A ledger, and what was done to it."""
+
+    def __init__(self, store):
+        self.store, self.writer = store, opened(store)
+        self.original, self.cuts, self.asides = None, [], []
+
+    def play(self, name, what, size, flag):
+        match what:
+            case "shard":
+                again = self.original if flag else None
+                landed = self.writer.shard(shard(name, again.num_rows if again else size, again and again.number))
+                self.original = self.original or landed
+            case "bad rows":
+                self.writer.shard(shard(name, size, dropped=[0, size // 2][: 1 + flag] if size > 2 else [1]))
+            case "quarantine":
+                self.asides.append(self.writer.quarantine(f"/in/{name}", f"sha-{name}", 1, size, "torn"))
+            case "release":
+                self.release(size, self.asides + self.cuts if flag else self.asides)
+            case "cut":
+                self.cuts.append(self.writer.cut(num_shards=1) if flag else self.writer.cut(max_rows=size))
+            case "restart":
+                if flag:
+                    self.writer.stop()
+                self.writer = opened(self.store)
+
+    def release(self, place, entries):
+        if waiting := [entry for entry in entries if entry_number(entry) not in self.writer.state.released]:
+            self.writer.release(waiting[place % len(waiting)])
+
+
+def rows_of(reader, part):
+    dropped = reader.shard(part.shard).dropped.rows
+    return [(part.shard, row) for row in range(part.start, part.stop) if row not in dropped]
+
+
 @settings(max_examples=60, deadline=None)
 @given(operations=OPERATIONS)
 def test_conservation_at_every_cut_and_across_restarts(tmp_path_factory, operations):
-    store = Store(str(tmp_path_factory.mktemp("ledger")))
-    writer, originals, cuts = opened(store), [], []
-    for step, (what, size, flag) in enumerate(operations):
-        match what:
-            case "shard":
-                original = originals[0] if flag and originals else None
-                rows = original.num_rows if original else size
-                landed = writer.shard(shard(f"s{step}", rows, original.number if original else None))
-                originals += [] if original else [landed]
-            case "quarantine":
-                writer.quarantine(f"/in/q{step}", f"sha-q{step}", 1, size, "torn")
-            case "cut":
-                cuts.append(writer.cut(num_shards=1) if flag else writer.cut(max_rows=size))
-            case "restart":
-                if flag:
-                    writer.stop()
-                writer = opened(store)
-    reader, state, taken = LedgerReader(store), LedgerState(), []
+    played = Played(Store(str(tmp_path_factory.mktemp("ledger"))))
+    for step, operation in enumerate(operations):
+        played.play(f"s{step}", *operation)
+    reader, state, taken = LedgerReader(played.store), LedgerState(), []
     for entry in reader.entries():
         state.apply(entry)
+        if isinstance(entry, Release):  # rows of a cut that was put back are to be taken once more
+            again = {row for part in entry.ranges for row in rows_of(reader, part)}
+            taken = [row for row in taken if row not in again]
         if isinstance(entry, Cut):
-            taken += [(part.shard, row) for part in entry.ranges for row in range(part.start, part.stop)]
+            new = [row for part in entry.ranges for row in rows_of(reader, part)]
+            assert len(new) == entry.num_rows
+            taken += new
             assert entry.events_in == len(taken) + entry.duplicate + entry.quarantined + entry.pending
             assert (state.events_in, state.num_pending) == (entry.events_in, entry.pending)
-    assert [cut.number for cut in cuts] == list(range(len(cuts)))
-    assert [reader.cut(cut.number) for cut in cuts] == cuts
+    assert [cut.number for cut in played.cuts] == list(range(len(played.cuts)))
+    assert [reader.cut(cut.number) for cut in played.cuts] == played.cuts
     assert len(set(taken)) == len(taken)
-    assert taken == sorted(taken)
+    assert state.num_released or taken == sorted(taken)

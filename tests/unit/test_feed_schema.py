@@ -6,7 +6,7 @@ import pytest
 
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import DataError
-from headrace.feed.schema import check_schema, column_types, normalise, rows_from_table, wire_schema
+from headrace.feed.schema import check_schema, column_types, find_faults, normalise, rows_from_table, wire_schema
 from headrace.records import KEY_GROUPS, hash64, kind_code
 
 SHA = "ab" * 32
@@ -18,7 +18,7 @@ def events(**columns):
 
 
 def normalised(table, columns=None, start=0):
-    return normalise(table, columns or ColumnsConfig(), 3, SHA, start)
+    return normalise(table, columns or ColumnsConfig(), 3, SHA, np.arange(start, start + table.num_rows))
 
 
 def test_rows_have_the_wire_schema_and_known_hashes():
@@ -110,22 +110,36 @@ def test_an_empty_table_is_fine():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"item_id": pa.array([5, None])}, "1 rows have no value in item_id (the first is row 1)"),
-        ({"ts": pa.array([None, 5])}, "no value in ts (the first is row 0)"),
-        ({"session_id": pa.array([None, 5])}, "every row needs a user or a session"),
-        ({"item_id": pa.array([2**63, 1], pa.uint64())}, "land ids as strings"),
+        ({"item_id": pa.array([5, None])}, "no value in item_id: every row needs an item"),
+        ({"item_id": pa.array(["a", None])}, "no value in item_id: every row needs an item"),
+        ({"item_id": pa.array([1, 2**63], pa.uint64())}, "the item id in item_id exceeds 64 signed bits"),
+        ({"ts": pa.array([5, None])}, "no value in ts: every row needs a time"),
+        ({"ts": pa.array([5, -1])}, "the time in ts lies before 1970"),
+        ({"ts": pa.array([5, 1_700_000_000_000_000])}, "the time in ts lies after 2200: integers are milliseconds"),
+        ({"ts": pa.array([5, 2**62])}, "the time in ts lies after 2200"),
+        ({"session_id": pa.array([5, None])}, "no value in session_id: every row needs a user or a session"),
+        ({"weight": pa.array([1.0, -1.0])}, "the weight in weight is negative or not finite"),
+        ({"weight": pa.array([1.0, float("nan")])}, "the weight in weight is negative or not finite"),
+        ({"weight": pa.array([1.0, float("inf")])}, "the weight in weight is negative or not finite"),
+        ({"weight": pa.array([1.0, 1e300])}, "the weight in weight is negative or not finite"),
     ],
 )
-def test_what_is_missing_or_out_of_range_is_said(columns, words):
-    with pytest.raises(DataError) as caught:
-        normalised(events(**columns))
-    assert words in str(caught.value)
+def test_a_row_that_cannot_be_used_is_found_and_the_reason_said(columns, words):
+    config = ColumnsConfig(weight="weight" if "weight" in columns else None)
+    ((reason, fault_N),) = find_faults(events(**columns), config).items()
+    assert words in reason
+    assert fault_N.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_weights_must_be_finite_and_not_negative(weight):
-    with pytest.raises(DataError, match="give a finite one"):
-        normalised(events(weight=[1.0, weight]), ColumnsConfig(weight="weight"))
+def test_a_user_or_a_session_is_enough_and_a_missing_weight_is_one():
+    columns = ColumnsConfig(user_id="user_id", weight="weight")
+    table = events(user_id=[None, 7], session_id=[1, None], weight=pa.array([None, 0.0], pa.float64()))
+    assert find_faults(table, columns) == {}
+
+
+def test_a_row_with_two_faults_counts_once():
+    table = events(item_id=pa.array([None, 6]), ts=[-5, 2000])
+    assert [fault_N.tolist() for fault_N in find_faults(table, ColumnsConfig()).values()] == [[True, False]]
 
 
 def test_a_missing_column_names_the_nearest():

@@ -29,7 +29,7 @@ def freshness(run_dir: Path, answers: Sequence[Answer]) -> Fresh:
             names[entry.number] = entry.uri.rsplit("/", 1)[-1]
         elif isinstance(entry, Cut) and entry.number > 0:
             landings += [
-                Landing(names[part.shard], entry.number, part.stop - part.start, landed_s[names[part.shard]])
+                Landing(names[part.shard], entry.number, part.num_rows, landed_s[names[part.shard]])
                 for part in entry.ranges
             ]
     served_L = freshness_of(Chain(store).manifests(), answers, landings)

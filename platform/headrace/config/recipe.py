@@ -97,6 +97,9 @@ class FeedConfig(Section):
     """A second arrival of an ``event_id`` within this span of event time trains nothing."""
     max_events_per_user: PositiveInt = 1000
     """Rows of one user (else session) that one increment takes; further ones count as capped."""
+    max_bad_rows: Share = 0.01
+    """Share of a shard's rows that are dropped and counted when they cannot be used (one row always may); with more,
+    the shard is set aside. 0: any bad row sets it aside."""
     session_gap_s: PositiveInt = 1800
     """Where there is no session column: a user's new session begins after this much inactivity."""
     replay: ReplayConfig | None = None

@@ -5,7 +5,8 @@ bisection and never reads the whole ledger to begin in its middle.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from headrace.errors import StoreError
@@ -24,6 +25,18 @@ class Open:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """Rows of a shard that cannot be used, while the others can. Made by feed/facts.py as part of a shard's record."""
+
+    rows: tuple[int, ...] = ()
+    """Their row numbers in the file, ascending."""
+    reasons: tuple[tuple[str, int], ...] = ()
+    """(reason in words, rows)."""
+    first: tuple[str, ...] = ()
+    """The first of them, to show."""
+
+
+@dataclass(frozen=True)
 class Shard:
     """A file of events and its facts. Made by feed/keeper.py; read by feed/rows.py and the driver."""
 
@@ -32,22 +45,24 @@ class Shard:
     sha256: str
     size_bytes: int
     num_rows: int
+    """Rows of the file, dropped ones included."""
     first_ts: int
     """Earliest event time, milliseconds; 0 in an empty shard."""
     last_ts: int
     group_rows: tuple[int, ...]
-    """Rows of each key group."""
+    """Rows of each key group, without the dropped ones."""
     types: tuple[tuple[str, str], ...]
     """(column, type) of the item column and of the carried ones; later shards must agree."""
     duplicate_of: int | None
     """Number of the shard whose content this one repeats: its rows train nothing."""
     facts: PartRef
     """The part that holds the distinct item ids by first row."""
+    dropped: Dropped = Dropped()
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """A file that is set aside unread, and why. Made by feed/keeper.py; read by the driver's report."""
+    """A file that is set aside whole, and why. Made by feed/keeper.py; read by the driver's report."""
 
     number: int
     uri: str
@@ -56,6 +71,23 @@ class Quarantine:
     num_rows: int
     """0 where the count is unknown."""
     reason: str
+    first: tuple[str, ...] = ()
+    """The first rows, or the first that cannot be used, to show; empty where the file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Something set aside goes back into the stream. Made by feed/keeper.py, where a person has asked for it."""
+
+    number: int
+    of: int
+    """Number of the record that is released: of a file that was set aside, or of a cut that was rejected."""
+    uri: str
+    """The file that is to be looked at again; "" where it is a cut."""
+    ranges: tuple[RowRange, ...]
+    """The cut's rows, which now wait again."""
+    num_rows: int
+    """Rows that are no longer set aside."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +98,14 @@ class Stop:
     epoch: int
 
 
-Entry = Open | Shard | Quarantine | Cut | Stop
+Entry = Open | Shard | Quarantine | Release | Cut | Stop
 
 
 def encode(entry: Entry, cuts: int) -> bytes:
     """The record as JSON; ``cuts`` counts the ledger's cuts up to and with it."""
     match entry:
-        case Cut():
-            fields = asdict(entry) | {"ranges": [[part.shard, part.start, part.stop] for part in entry.ranges]}
+        case Cut() | Release():
+            fields = asdict(entry) | {"ranges": [astuple(part) for part in entry.ranges]}
         case _:
             fields = asdict(entry)
     return json.dumps({"kind": type(entry).__name__.lower(), "cuts": cuts, **fields}, separators=(",", ":")).encode()
@@ -95,11 +127,22 @@ def _build(kind: str, fields: dict[str, Any]) -> Entry:
             return Open(**fields)
         case "shard":
             lists = {"group_rows": tuple(fields["group_rows"]), "types": tuple((a, b) for a, b in fields["types"])}
-            return Shard(**fields | lists | {"facts": PartRef(**fields["facts"])})
+            dropped = _dropped(**fields.pop("dropped", {}))
+            return Shard(**fields | lists | {"facts": PartRef(**fields["facts"]), "dropped": dropped})
         case "quarantine":
-            return Quarantine(**fields)
+            return Quarantine(**fields | {"first": tuple(fields.get("first", ()))})
+        case "release":
+            return Release(**fields | {"ranges": _ranges(fields["ranges"])})
         case "cut":
-            return Cut(**fields | {"ranges": tuple(RowRange(*part) for part in fields["ranges"])})
+            return Cut(**fields | {"ranges": _ranges(fields["ranges"])})
         case "stop":
             return Stop(**fields)
     raise KeyError(kind)
+
+
+def _ranges(listed: list[list[Any]]) -> tuple[RowRange, ...]:
+    return tuple(RowRange(*part) for part in listed)
+
+
+def _dropped(rows: Sequence[int] = (), reasons: Sequence[list[Any]] = (), first: Sequence[str] = ()) -> Dropped:
+    return Dropped(tuple(rows), tuple((reason, num_rows) for reason, num_rows in reasons), tuple(first))

@@ -1,9 +1,12 @@
 """A shard's facts: what every rank must know of all its rows, though it reads only its own.
 
-Found in one pass when the shard lands, which is also where it is validated; the distinct item ids are stored as a
-content-addressed part. Shape legend: I distinct item ids.
+Found in one pass when the shard lands, which is also where it is validated: rows that cannot be used are found here,
+once, and the ledger's record says which they are, so that all ranks drop the same. The distinct item ids are stored as
+a content-addressed part. Shape legend: N rows, I distinct item ids, D rows that cannot be used.
 """
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +17,13 @@ from numpy.typing import NDArray
 
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import DataError
-from headrace.feed.schema import Column, Values, check_schema, normalise, required_columns
+from headrace.feed.entries import Dropped
+from headrace.feed.schema import Column, Values, check_schema, find_faults, normalise, required_columns
 from headrace.records import KEY_GROUPS
 
 _BATCH_ROWS = 1 << 18
+_SHOWN_ROWS = 5
+_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,14 @@ class ShardFacts:
     """Made by ``scan_shard`` for the ledger's record of a shard."""
 
     num_rows: int
+    """Of the file."""
     first_ts: int
     last_ts: int
     group_rows: tuple[int, ...]
     items: bytes
     """``encode_items`` of the distinct item ids."""
+    dropped: Dropped
+    """Rows that cannot be used; whether they are too many is the keeper's to decide. All else is of the others."""
 
 
 def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> ShardFacts:
@@ -40,9 +49,14 @@ def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> 
     num_rows, spans = 0, []
     group_rows = np.zeros(KEY_GROUPS, dtype=np.int64)
     items, rows = [], []
+    faults = _Faults()
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=needed):
         try:
-            wire = normalise(pa.table(batch), columns, 0, sha256, num_rows)
+            table = pa.table(batch)
+            sound_N = faults.find(table, columns, num_rows)
+            row_N = num_rows + np.flatnonzero(sound_N)
+            sound = table if sound_N.all() else table.filter(pa.array(sound_N))
+            wire = normalise(sound, columns, 0, sha256, row_N)
         except pa.ArrowException as error:
             raise DataError(f"a column cannot be read as the recipe says: {error}") from error
         if wire.num_rows:
@@ -51,8 +65,8 @@ def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> 
             group_rows += np.bincount(wire["group"].to_numpy(), minlength=KEY_GROUPS)
             item_I, row_I = first_unique(wire["item"])
             items.append(item_I)
-            rows.append(row_I + num_rows)
-        num_rows += wire.num_rows
+            rows.append(row_N[row_I])
+        num_rows += table.num_rows
     item_I, row_I = _merge(items, rows)
     return ShardFacts(
         num_rows,
@@ -60,7 +74,51 @@ def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> 
         max((last for _, last in spans), default=0),
         tuple(int(count) for count in group_rows),
         encode_items(item_I, row_I),
+        faults.dropped(),
     )
+
+
+class _Faults:
+    """Gathers the rows of a shard that cannot be used, batch by batch."""
+
+    def __init__(self) -> None:
+        self._row_D: list[NDArray[np.int64]] = []
+        self._reasons: Counter[str] = Counter()
+        self._first: list[str] = []
+
+    def find(self, table: pa.Table, columns: ColumnsConfig, start: int) -> NDArray[np.bool_]:
+        """Which rows of the batch, whose first has row number ``start``, are sound."""
+        sound_N = np.ones(table.num_rows, dtype=bool)
+        for reason, fault_N in find_faults(table, columns).items():
+            self._reasons[reason] += int(fault_N.sum())
+            sound_N &= ~fault_N
+        row_D = np.flatnonzero(~sound_N)
+        self._row_D.append(start + row_D)
+        shown = row_D[: _SHOWN_ROWS - len(self._first)]
+        self._first += in_words(table.take(shown), start + shown)
+        return sound_N
+
+    def dropped(self) -> Dropped:
+        """All of them, most frequent reason first."""
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *self._row_D]).tolist()
+        return Dropped(tuple(rows), tuple(self._reasons.most_common()), tuple(self._first))
+
+
+def in_words(table: pa.Table, row_N: NDArray[np.int64]) -> tuple[str, ...]:
+    """Rows as a person is shown them: row number and values, one line each."""
+    lines = [
+        f"row {row}: {json.dumps(values, default=str)}" for row, values in zip(row_N, table.to_pylist(), strict=True)
+    ]
+    return tuple(line if len(line) <= _SHOWN_CHARACTERS else line[:_SHOWN_CHARACTERS] + " .." for line in lines)
+
+
+def first_rows(parquet: pq.ParquetFile) -> tuple[str, ...]:
+    """The first rows of a file that was opened, whatever its columns; none where they cannot be read."""
+    try:
+        batch = next(parquet.iter_batches(_SHOWN_ROWS), None)
+        return () if batch is None else in_words(pa.table(batch), np.arange(batch.num_rows))
+    except (pa.ArrowException, OSError, ValueError):
+        return ()
 
 
 def first_unique(item_N: Column) -> tuple[Values, NDArray[np.int64]]:

@@ -2,8 +2,9 @@
 
 The order matters. A file is taken once its footer reads and two listings agree on its size, so a file still being
 written is never read half. Its content is hashed before it is read: a repetition is a duplicate, whatever its name.
-What cannot be read or lacks a column is set aside with its reason and the stream goes on. Cuts come last, so that what
-this poll has recorded can be in them.
+What cannot be read or lacks a column is set aside with its reason and the stream goes on; a few bad rows in a good file
+are dropped, and its record says which. What a person has released comes first, cuts come last, so that what this poll
+has recorded can be in them.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ import pyarrow.parquet as pq
 
 from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
-from headrace.feed.entries import Quarantine, Shard
-from headrace.feed.facts import scan_shard
+from headrace.feed.entries import Dropped, Quarantine, Shard
+from headrace.feed.facts import ShardFacts, first_rows, scan_shard
 from headrace.feed.landing import Landing, open_file
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.schema import check_schema, column_types
@@ -173,14 +174,18 @@ class Keeper:
         state, uri = self._writer.state, self._landing.uri_of(name)
         if sha256 in state.shard_of:
             first = self._reader.shard(state.shard_of[sha256])
-            return self._writer.shard(replace(first, uri=uri, duplicate_of=first.number))
+            return self._writer.shard(replace(first, uri=uri, duplicate_of=first.number, dropped=Dropped()))
         try:
             check_schema(parquet.schema_arrow, self._columns)
             types = column_types(parquet.schema_arrow, self._columns)
             self._check_types(types)
             facts = scan_shard(parquet, self._columns, sha256)
         except (DataError, pa.ArrowException, OSError) as error:
-            return self._set_aside(name, sha256, size_bytes, num_rows, str(error))
+            return self._set_aside(name, sha256, size_bytes, num_rows, str(error), first_rows(parquet))
+        if (reason := self._too_many_bad(facts)) is not None:
+            return self._set_aside(name, sha256, size_bytes, num_rows, reason, facts.dropped.first)
+        if facts.dropped.rows:
+            _log.warning("%s: %d rows are dropped: %s", uri, len(facts.dropped.rows), facts.dropped.reasons)
         return self._writer.shard(
             Shard(
                 number=0,
@@ -194,7 +199,20 @@ class Keeper:
                 types=types,
                 duplicate_of=None,
                 facts=self._writer.store.put_part(facts.items),
+                dropped=facts.dropped,
             )
+        )
+
+    def _too_many_bad(self, facts: ShardFacts) -> str | None:
+        """Why a file with bad rows is set aside whole; None where it is taken without them."""
+        share, num_bad = self._config.max_bad_rows, len(facts.dropped.rows)
+        tolerated = max(1, int(share * facts.num_rows)) if share else 0
+        if num_bad <= tolerated and (not num_bad or num_bad < facts.num_rows):
+            return None
+        reasons = "; ".join(f"{num_rows} rows: {reason}" for reason, num_rows in facts.dropped.reasons)
+        return (
+            f"{num_bad} of {facts.num_rows} rows cannot be used (feed.max_bad_rows={share:g}), the first is row "
+            f"{facts.dropped.rows[0]}: {reasons}"
         )
 
     def _check_types(self, types: tuple[tuple[str, str], ...]) -> None:
@@ -203,9 +221,11 @@ class Keeper:
             if known != kind:
                 raise DataError(f"column {column!r} is {kind}, but {known} in the shards before: keep one type")
 
-    def _set_aside(self, name: str, sha256: str, size_bytes: int, num_rows: int, reason: str) -> Quarantine:
+    def _set_aside(
+        self, name: str, sha256: str, size_bytes: int, num_rows: int, reason: str, first: tuple[str, ...] = ()
+    ) -> Quarantine:
         _log.warning("%s is set aside (%d rows): %s", self._landing.uri_of(name), num_rows, reason)
-        return self._writer.quarantine(self._landing.uri_of(name), sha256, size_bytes, num_rows, reason)
+        return self._writer.quarantine(self._landing.uri_of(name), sha256, size_bytes, num_rows, reason, first)
 
     def _cut(self, now_s: float, committed_cut: int) -> list[Cut]:
         cuts: list[Cut] = []

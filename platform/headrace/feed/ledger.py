@@ -16,13 +16,16 @@ from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headrace.errors import StoreError
-from headrace.feed.entries import Entry, Open, Quarantine, Shard, Stop, decode, encode
+from headrace.feed.entries import Entry, Open, Quarantine, Release, Shard, Stop, decode, encode
 from headrace.records import Cut, RowRange
 from headrace.store.fence import Epoch, check_epoch
 from headrace.store.store import Store
 
-_Record = TypeVar("_Record", Open, Shard, Quarantine, Cut, Stop)
+_Record = TypeVar("_Record", Open, Shard, Quarantine, Release, Cut, Stop)
 _CACHED_RECORDS = 4096
 _TAIL_POLL_S = 0.02
 
@@ -152,6 +155,10 @@ class LedgerState:
         self.events_in = 0
         self.duplicate = 0
         self.quarantined = 0
+        self.num_released = 0
+        """Rows of rejected cuts that were put back."""
+        self.released: set[int] = set()
+        """Numbers of the records that were released."""
         self.pending: deque[RowRange] = deque()
         """Rows that no cut has taken yet, in ledger order."""
         self.num_pending = 0
@@ -161,6 +168,10 @@ class LedgerState:
         self.uris: set[str] = set()
         self.types: dict[str, str] = {}
         """Type of each item or carried column, as the first shard that had it declared."""
+        self._dropped: dict[int, NDArray[np.int64]] = {}
+        """Rows that cannot be used, of the shards that have any."""
+        self._reopened: set[str] = set()
+        """Files that a person has asked to be looked at again."""
         self._num_shards = 0
         self._taken_after: list[int] = []
 
@@ -168,6 +179,16 @@ class LedgerState:
         """How many landed files need nothing more once ``committed_cut`` is committed (-1: no cut is)."""
         taken = self._taken_after[min(committed_cut, self.num_cuts - 1)] if committed_cut >= 0 and self.num_cuts else 0
         return self.num_files - (self._num_shards - taken)
+
+    def first_of(self, part: RowRange, max_rows: int) -> RowRange:
+        """The beginning of a waiting range: ``max_rows`` rows that can be used, and those between that cannot."""
+        if part.num_rows <= max_rows:
+            return part
+        if not part.num_dropped:
+            return replace(part, stop=part.start + max_rows)
+        row_N = np.arange(part.start, part.stop)
+        stop = int(row_N[np.isin(row_N, self._dropped[part.shard], invert=True)][max_rows])
+        return replace(part, stop=stop, num_dropped=stop - part.start - max_rows)
 
     def apply(self, entry: Entry) -> None:
         """Count one more record."""
@@ -181,6 +202,8 @@ class LedgerState:
                 self.events_in += entry.num_rows
                 self.quarantined += entry.num_rows
                 self.uris.add(entry.uri)
+            case Release():
+                self._apply_release(entry)
             case Cut():
                 for part in entry.ranges:
                     self._take(part)
@@ -199,18 +222,37 @@ class LedgerState:
         self.shard_of[shard.sha256] = shard.number
         for name, kind in shard.types:
             self.types.setdefault(name, kind)
+        num_dropped = len(shard.dropped.rows)
+        self.quarantined += num_dropped
+        if num_dropped:
+            self._dropped[shard.number] = np.array(shard.dropped.rows, dtype=np.int64)
         if shard.num_rows:
-            self._num_shards += 1
-            self.num_pending += shard.num_rows
-            self.pending.append(RowRange(shard.number, 0, shard.num_rows))
+            self._wait(RowRange(shard.number, 0, shard.num_rows, num_dropped, shard.uri in self._reopened))
+
+    def _apply_release(self, release: Release) -> None:
+        self.released.add(release.of)
+        if release.uri:  # as if the file had never come in
+            self.num_files -= 1
+            self.events_in -= release.num_rows
+            self.quarantined -= release.num_rows
+            self.uris.discard(release.uri)
+            self._reopened.add(release.uri)
+        self.num_released += sum(part.num_rows for part in release.ranges)
+        for part in release.ranges:
+            self._wait(part)
+
+    def _wait(self, part: RowRange) -> None:
+        self._num_shards += 1
+        self.num_pending += part.num_rows
+        self.pending.append(part)
 
     def _take(self, part: RowRange) -> None:
         first = self.pending.popleft()
         assert (first.shard, first.start) == (part.shard, part.start), (first, part)
         assert part.stop <= first.stop, (first, part)
-        self.num_pending -= part.stop - part.start
+        self.num_pending -= part.num_rows
         if part.stop < first.stop:
-            self.pending.appendleft(replace(first, start=part.stop))
+            self.pending.appendleft(replace(first, start=part.stop, num_dropped=first.num_dropped - part.num_dropped))
 
 
 class LedgerWriter:
@@ -243,9 +285,19 @@ class LedgerWriter:
         """Record a shard; its number is set here."""
         return self._append(replace(shard, number=self.state.last_record + 1))
 
-    def quarantine(self, uri: str, sha256: str, size_bytes: int, num_rows: int, reason: str) -> Quarantine:
-        """Record that a file is set aside unread."""
-        return self._append(Quarantine(self.state.last_record + 1, uri, sha256, size_bytes, num_rows, reason))
+    def quarantine(
+        self, uri: str, sha256: str, size_bytes: int, num_rows: int, reason: str, first: tuple[str, ...] = ()
+    ) -> Quarantine:
+        """Record that a file is set aside whole."""
+        return self._append(Quarantine(self.state.last_record + 1, uri, sha256, size_bytes, num_rows, reason, first))
+
+    def release(self, entry: Quarantine | Cut) -> Release:
+        """Record that a file set aside is to be looked at again, or that a rejected cut's rows wait again."""
+        number = self.state.last_record + 1
+        if isinstance(entry, Quarantine):
+            return self._append(Release(number, entry.number, entry.uri, (), entry.num_rows))
+        ranges = tuple(replace(part, released=True) for part in entry.ranges)
+        return self._append(Release(number, entry.record, "", ranges, entry.num_rows))
 
     def cut(self, *, max_rows: int | None = None, num_shards: int | None = None) -> Cut:
         """Cut the oldest waiting rows: at most ``max_rows`` (splitting a shard), or the first ``num_shards`` whole."""
@@ -255,9 +307,9 @@ class LedgerWriter:
         for part in islice(state.pending, num_shards):
             if room <= 0:
                 break
-            ranges.append(replace(part, stop=min(part.stop, part.start + room)))
-            room -= ranges[-1].stop - ranges[-1].start
-        num_rows = sum(part.stop - part.start for part in ranges)
+            ranges.append(state.first_of(part, room))
+            room -= ranges[-1].num_rows
+        num_rows = sum(part.num_rows for part in ranges)
         return self._append(
             Cut(
                 number=state.num_cuts,
@@ -268,6 +320,7 @@ class LedgerWriter:
                 quarantined=state.quarantined,
                 pending=state.num_pending - num_rows,
                 record=state.last_record + 1,
+                released=state.num_released,
             )
         )
 

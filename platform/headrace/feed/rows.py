@@ -44,7 +44,7 @@ def cut_table(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Co
 
     def read(part: RowRange) -> pa.Table:
         shard = reader.shard(part.shard)
-        wire = normalise(_read_range(shard, part, columns), columns, shard.number, shard.sha256, part.start)
+        wire = _wire(shard, part, columns)
         owned_N = owned_G[wire["group"].to_numpy()]
         return wire if owned_N.all() else wire.filter(pa.array(owned_N))
 
@@ -62,8 +62,7 @@ def cut_items(reader: LedgerReader, cut: Cut, columns: ColumnsConfig) -> NDArray
                 return decode_items(reader.store.get_part(shard.facts))
             except StoreError:  # facts can be found again in the file, whose digest is in the ledger
                 pass
-        items = normalise(_read_range(shard, part, columns), columns, shard.number, shard.sha256, part.start)["item"]
-        return first_unique(items)[0]
+        return first_unique(_wire(shard, part, columns)["item"])[0]
 
     parts = _map(read, reader, cut)
     if not parts:
@@ -71,7 +70,17 @@ def cut_items(reader: LedgerReader, cut: Cut, columns: ColumnsConfig) -> NDArray
     return to_ids(parts[0] if len(parts) == 1 else first_unique(pa.chunked_array(parts))[0])
 
 
-def _read_range(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Table:
+def _wire(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Table:
+    """The range's rows in the wire schema, without those that the ledger records as dropped."""
+    table = read_range(shard, part, columns)
+    row_N = np.arange(part.start, part.stop, dtype=np.int64)
+    if part.num_dropped:
+        sound_N = np.isin(row_N, np.array(shard.dropped.rows, dtype=np.int64), invert=True)
+        table, row_N = table.filter(pa.array(sound_N)), row_N[sound_N]
+    return normalise(table, columns, shard.number, shard.sha256, row_N)
+
+
+def read_range(shard: Shard, part: RowRange, columns: ColumnsConfig) -> pa.Table:
     """The file's own columns of these rows; only the row groups that hold them are read."""
     try:
         file = open_file(shard.uri)

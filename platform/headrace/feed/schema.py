@@ -1,8 +1,8 @@
 """The wire schema of rows that travel, and the way from a shard's own columns to it.
 
-Owns what a shard must look like (checked once, in words, when it lands) and how identities become hashes: a user, a
-session and an event id are hashed under different prefixes, so that user 7 and session 7 never meet. Columns that
-Headrace does not read are carried under ``context.`` names, as they came.
+Owns what a shard and a row must look like (checked once, in words, when the shard lands; the ledger records which rows
+fail) and how identities become hashes: a user, a session and an event id are hashed under different prefixes, so that
+user 7 and session 7 never meet. Columns that Headrace does not read are carried under ``context.`` names, as they came.
 Shape legend: N rows.
 """
 
@@ -36,6 +36,7 @@ _FIXED: tuple[tuple[str, pa.DataType | None], ...] = (
     ("weight", pa.float32()),
     ("event", pa.uint64()),
 )
+_LATEST_MS = 7_258_118_400_000  # the year 2200
 _ROLES = ("request_id", "position", "propensity", "bundle_version")
 
 
@@ -85,23 +86,45 @@ def column_types(schema: pa.Schema, columns: ColumnsConfig) -> tuple[tuple[str, 
     return ((columns.item_id, item), *((name, str(_plain_type(schema.field(name).type))) for name in carried))
 
 
-def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, start: int) -> pa.Table:
-    """Rows of a shard's file in the wire schema; DataError, in words, where a value is missing or out of range.
+def find_faults(table: pa.Table, columns: ColumnsConfig) -> dict[str, NDArray[np.bool_]]:
+    """Rows of a shard's file that cannot be used, by reason in words; a row has its first reason only.
 
-    ``table`` holds the file's rows from row number ``start`` on; ``shard`` is the ledger's number of its record and
-    ``sha256`` names its content. A row needs an item, a time and a user or a session.
+    Pure, and called when the shard lands: what it finds is recorded, and every rank drops the rows on record. A row
+    needs an item, a time that is possible, a user or a session, and a weight, where there is one, that can be used.
+    """
+    item, ts = _plain(table[columns.item_id]), _plain(table[columns.ts])
+    owners = [name for name in (columns.user_id, columns.session_id) if name is not None]
+    ts_N = _milliseconds(ts)
+    weight_N = _weights(table, columns.weight)
+    missing = {name: table[name].is_null().to_numpy() for name in {columns.item_id, columns.ts, *owners}}
+    faults = {
+        f"no value in {columns.item_id}: every row needs an item": missing[columns.item_id],
+        f"no value in {columns.ts}: every row needs a time": missing[columns.ts],
+        f"no value in {' and '.join(owners)}: every row needs a user or a session": np.logical_and.reduce(
+            [missing[name] for name in owners]
+        ),
+        f"the item id in {columns.item_id} exceeds 64 signed bits: land ids as strings": _beyond_int64(item),
+        f"the time in {columns.ts} lies before 1970": ts_N < 0,
+        f"the time in {columns.ts} lies after 2200: integers are milliseconds": ts_N >= _LATEST_MS,
+        f"the weight in {columns.weight} is negative or not finite": ~np.isfinite(weight_N) | (weight_N < 0),
+    }
+    sound_N = np.ones(table.num_rows, dtype=bool)
+    for reason, fault_N in faults.items():
+        faults[reason] = fault_N & sound_N
+        sound_N &= ~fault_N
+    return {reason: fault_N for reason, fault_N in faults.items() if fault_N.any()}
+
+
+def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, row_N: NDArray[np.int64]) -> pa.Table:
+    """Rows of a shard's file, all of them sound, in the wire schema.
+
+    ``row_N`` are their row numbers in the file; ``shard`` is the ledger's number of its record and ``sha256`` names its
+    content.
     """
     num_rows = table.num_rows
-    row_N = np.arange(start, start + num_rows, dtype=np.int64)
     user_N = _owners(table, columns.user_id, "user")
     session_N = _owners(table, columns.session_id, "session")
     owner_N = np.where(user_N != 0, user_N, session_N)
-    _refuse_missing(
-        owner_N == 0,
-        start,
-        " and ".join(filter(None, (columns.user_id, columns.session_id))),
-        "every row needs a user or a session",
-    )
     kind_N, target_N = _kinds(table, columns)
     carried = carried_columns(table.schema, columns)
     arrays = [
@@ -110,11 +133,11 @@ def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, 
         pa.array((owner_N % np.uint64(KEY_GROUPS)).astype(np.uint8)),
         pa.array(user_N),
         pa.array(session_N),
-        _items(table, columns.item_id, start),
-        pa.array(times_ms(table, columns.ts, start)),
+        _items(table[columns.item_id]),
+        pa.array(times_ms(table, columns.ts)),
         pa.array(kind_N),
         pa.array(target_N),
-        pa.array(_weights(table, columns.weight, start)),
+        pa.array(_weights(table, columns.weight)),
         pa.array(_events(table, columns.event_id, row_N, sha256)),
     ]
     arrays += [_plain(table[name]) for name in carried.values()]
@@ -182,30 +205,32 @@ def _plain(column: Column) -> Values:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _refuse_missing(missing_N: NDArray[np.bool_], start: int, name: str, rule: str) -> None:
-    if missing_N.any():
-        raise DataError(
-            f"{int(missing_N.sum())} rows have no value in {name} (the first is row "
-            f"{start + int(missing_N.argmax())}): {rule}; repair the producer and land the shard anew"
-        )
+def _items(column: Column) -> Values:
+    item_N = _plain(column)
+    assert not item_N.null_count, "rows without an item are dropped before"
+    return item_N.cast(pa.string() if _is_text(item_N.type) else pa.int64())
 
 
-def _items(table: pa.Table, name: str, start: int) -> Values:
-    column = _plain(table[name])
-    _refuse_missing(column.is_null().to_numpy(zero_copy_only=False), start, name, "every row needs an item")
-    try:
-        return column.cast(pa.string() if _is_text(column.type) else pa.int64())
-    except pa.ArrowInvalid as error:
-        raise DataError(f"an item id in {name} exceeds 64 signed bits ({error}): land ids as strings") from error
+def _beyond_int64(item_N: Values) -> NDArray[np.bool_]:
+    if not pa.types.is_uint64(item_N.type):
+        return np.zeros(len(item_N), dtype=bool)
+    return np.asarray(item_N.fill_null(0).to_numpy(zero_copy_only=False) >= np.uint64(2**63))
 
 
-def times_ms(table: pa.Table, name: str, start: int = 0) -> NDArray[np.int64]:
+def times_ms(table: pa.Table, name: str) -> NDArray[np.int64]:
     """Event times of a shard's own ``name`` column, milliseconds; DataError where one is missing."""
     column = _plain(table[name])
-    _refuse_missing(column.is_null().to_numpy(zero_copy_only=False), start, name, "every row needs a time")
+    if column.null_count:
+        row = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
+        raise DataError(f"{column.null_count} rows have no value in {name} (the first is row {row}): repair the file")
+    return _milliseconds(column)
+
+
+def _milliseconds(column: Values) -> NDArray[np.int64]:
+    """Times as integers; 0 for a missing one."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False)
-    return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.asarray(column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _hashes(column: Column, *prefix: int | str) -> NDArray[np.uint64]:
@@ -238,16 +263,12 @@ def _kinds(table: pa.Table, columns: ColumnsConfig) -> tuple[NDArray[np.int16], 
     return code_U[code_N], target_U[code_N]
 
 
-def _weights(table: pa.Table, name: str | None, start: int) -> NDArray[np.float32]:
+def _weights(table: pa.Table, name: str | None) -> NDArray[np.float32]:
     if name is None:
         return np.ones(table.num_rows, dtype=np.float32)
     column = _plain(table[name]).cast(pa.float64()).fill_null(1.0)
-    weight_N = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
-    wrong_N = ~np.isfinite(weight_N) | (weight_N < 0)
-    if wrong_N.any():
-        row = int(wrong_N.argmax())
-        raise DataError(f"the weight in {name}, row {start + row}, is {weight_N[row]}: give a finite one, at least 0")
-    return weight_N
+    with np.errstate(over="ignore"):
+        return np.asarray(column.to_numpy(zero_copy_only=False).astype(np.float32))
 
 
 def _events(table: pa.Table, name: str | None, row_N: NDArray[np.int64], sha256: str) -> NDArray[np.uint64]:

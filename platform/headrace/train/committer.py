@@ -128,7 +128,7 @@ def conserve(rows: Mapping[str, int], cut: Cut) -> dict[str, int]:
         "trained_once": rows["trained"],
         "held_out": rows["held_out"],
         "duplicate": rows["duplicate"] + cut.duplicate,
-        "quarantined": rows["quarantined"] + cut.quarantined,
+        "quarantined": rows["quarantined"] + cut.quarantined - cut.released,
         "capped": rows["capped"],
         "reverted": rows["reverted"],
         **dict.fromkeys(_LAWFUL, 0),

@@ -210,4 +210,4 @@ class Feeder:
                 self._log.landed(name, seen_s, entry.num_rows)
         elif isinstance(entry, Cut):
             for part in entry.ranges:
-                self._log.cut(self._names[part.shard], entry.number, part.stop - part.start)
+                self._log.cut(self._names[part.shard], entry.number, part.num_rows)
