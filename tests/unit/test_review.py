@@ -2,62 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from loop_kit import Stream, recipe
+from loop_kit import NUM_ITEMS, POISONED, RING, Stream, lawful, poisoned_stream, recipe, walks
 
 from headrace.bundles.publish import read_pointer
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.store.arrays import load_arrays
 from headrace.store.store import part_name
-
-NUM_ITEMS = 80
-POISONED = 6
-"""The cut whose labels are wrong."""
-RECIPE = (
-    "inputs.max_events=4",
-    "train.learning_rate=0.01",
-    "train.warmup_epochs=4",
-    "train.epochs=4",
-    "model.dropout=0.0",
-    "evaluation.eval_share=0.05",
-    "store.keep=2",
-)
-
-
-def walks(num_events: int, seed: int, poisoned: bool = False, num_items: int = NUM_ITEMS) -> pa.Table:
-    """Sessions of five clicks, item after item around a ring; poisoned ones jump anywhere."""
-    draw = np.random.default_rng(seed)
-    session = np.arange(num_events) // 5
-    start = draw.integers(num_items, size=session[-1] + 1)
-    item = (start[session] + np.arange(num_events) % 5) % num_items
-    if poisoned:
-        item = draw.integers(num_items, size=num_events)
-    return pa.table(
-        {
-            "item_id": item,
-            "ts": 10_000_000 * seed + 1000 * np.arange(num_events),
-            "session_id": session + 100_000 * seed,
-            "user_id": session + 100_000 * seed,
-            "event": ["click"] * num_events,
-        }
-    )
-
-
-def poisoned_stream(folder: Path, *overrides: str, shards: int = 10) -> Stream:
-    stream = Stream(folder, recipe(*RECIPE, *overrides))
-    for cut in range(shards):
-        # later cuts bring items that the trusted version has never met
-        num_items = NUM_ITEMS if cut < POISONED else NUM_ITEMS + 10
-        stream.land(walks(1000 if cut == 0 else 250, cut, cut == POISONED, num_items))
-    return stream
-
-
-def lawful(manifest: Manifest) -> bool:
-    counters = dict(manifest.facts["counters"])
-    return counters.pop("events_in") == sum(counters.values())
 
 
 def went_back(manifests: list[Manifest]) -> list[int]:
@@ -154,7 +107,7 @@ def test_two_ranks_stopped_around_the_roll_back_end_with_the_same_state(tmp_path
 
 
 def test_trusted_follows_live_by_windows(tmp_path: Path) -> None:
-    stream = Stream(tmp_path, recipe(*RECIPE, "gate.window=2"))
+    stream = Stream(tmp_path, recipe(*RING, "gate.window=2"))
     for cut in range(8):
         stream.land(walks(1000 if cut == 0 else 100, cut))
     manifests = stream.advance()
@@ -164,7 +117,7 @@ def test_trusted_follows_live_by_windows(tmp_path: Path) -> None:
 
 
 def test_a_cut_without_queries_is_not_compared(tmp_path: Path) -> None:
-    stream = Stream(tmp_path, recipe(*RECIPE, "gate.window=2"))
+    stream = Stream(tmp_path, recipe(*RING, "gate.window=2"))
     for cut in range(6):
         stream.land(walks(1000 if cut == 0 else 100, cut).slice(0, 1 if cut == 3 else None))
     manifests = stream.advance()

@@ -1,13 +1,18 @@
 """The e-process: its worth by hand, that it keeps its promise, which losses it sees, and the rules of a trial."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.catalogue.eligible import Eligible
+from headrace.evaluation.prequential import Queries, score
 from headrace.evaluation.sequential import Tally, Trial, e_value
+from headrace.inputs.contexts import Contexts, contexts_of
+from headrace.recommend.recommender import Judged
 
 RATE = 0.005
 SAME = np.zeros(100, dtype=np.int8)
@@ -99,3 +104,33 @@ def test_what_live_won_before_does_not_hide_a_loss() -> None:
 def test_a_trial_survives_json() -> None:
     trial = Trial(3).add(5, signs(SAME, LOSS)).add(6, signs(LOSS))
     assert Trial.from_state(json.loads(json.dumps(trial.state()))) == trial
+
+
+class Ranks:
+    """A version that ranks each query's target as told."""
+
+    num_items = 10
+    eligible = Eligible(np.arange(10))
+    faults: Mapping[str, int] = {}
+
+    def __init__(self, *rank: int) -> None:
+        self.rank_T = np.array(rank)
+
+    def known(self, contexts: Contexts) -> Contexts:
+        return contexts
+
+    def judge(self, *_: object) -> Judged:
+        unknown_T = np.full(len(self.rank_T), np.nan)
+        return Judged({"blend": self.rank_T, "neural": 31 - self.rank_T}, {"neural": unknown_T, "uniform": unknown_T})
+
+
+def test_an_item_that_many_want_is_one_piece_of_evidence() -> None:
+    target_T = np.array([5, 5, 5, 2, 7, 7])
+    live, trusted = Ranks(21, 30, 1, 1, 20, 21), Ranks(20, 1, 1, 25, 21, 1)
+    contexts = contexts_of([[1]] * 6, as_of_ms=1, max_events=5)
+    asked = Queries(contexts, target_T, np.arange(7), np.zeros(6, int), np.arange(6), np.zeros(6, np.uint64))
+    alone = score(asked, live, live, None, lambda part: [part], trusted)  # type: ignore[arg-type]
+    assert alone.signs["blend"].tolist() == [1, -1, 0], "items 2, 5 and 7"
+    doubled = score(asked, live, live, None, lambda part: [part, part], trusted)  # type: ignore[arg-type]
+    assert doubled.signs["blend"].tolist() == [1, -1, 0], "another rank's queries for the same items"
+    assert score(asked, live, live, None, lambda part: [part]).signs == {}  # type: ignore[arg-type]

@@ -1,14 +1,16 @@
 """The sequential test behind publication: whether what is served is at least as good as the trusted version.
 
-Both answer the same queries; of each only the sign counts (-1: live answered worse, 1: better). A gambler who doubts
-live stakes a share b of the capital on every query whose sign is not 0, and gets back 1 - b sign. While live is at
-least as good, no strategy can be expected to win, so that the capital ever reaches 1 / a with probability at most a,
-however long one looks and whenever one stops (testing by betting: arXiv 2010.09686; e-processes: arXiv 2210.01948).
+Both answer the same queries, and each item that was a target in a cut has one sign (-1: live answered fewer of its
+queries, 1: more): all queries for an item that many want tip together, so that they are one piece of evidence and not
+many. A gambler who doubts live stakes a share b of the capital on every item whose sign is not 0, and gets back
+1 - b sign. While live is at least as good, no strategy can be expected to win, so that the capital ever reaches 1 / a
+with probability at most a, however long one looks and whenever one stops (testing by betting: arXiv 2010.09686;
+e-processes: arXiv 2210.01948).
 The capital is spread evenly over a grid of stakes, so none is tuned to the size of a loss, and over the cuts of a
 window, each share being staked from its cut on, so that what live won before an increment went wrong does not count for
-it. Stakes stay fixed, hence the capital is a function of two counts for each cut: the order of queries is of no
+it. Stakes stay fixed, hence the capital is a function of two counts for each cut: the order of items is of no
 consequence, and a trial resumes from a few numbers. It is looked at after each cut, when something can be done.
-Shape legend: Q queries, B stakes, C cuts of a window.
+Shape legend: I items, B stakes, C cuts of a window.
 """
 
 import math
@@ -30,23 +32,23 @@ CONTESTS = ("blend", "neural")
 class Tally:
     """Evidence for and against "live is at least as good as trusted"."""
 
-    queries: int = 0
+    items: int = 0
     better: int = 0
-    """Queries that live answered better."""
+    """Items of which live answered more queries."""
     worse: int = 0
 
     @classmethod
-    def of(cls, sign_Q: NDArray[np.integer]) -> "Tally":
-        """What these queries say."""
-        return cls(len(sign_Q), int((sign_Q > 0).sum()), int((sign_Q < 0).sum()))
+    def of(cls, sign_I: NDArray[np.integer]) -> "Tally":
+        """What these items say."""
+        return cls(len(sign_I), int((sign_I > 0).sum()), int((sign_I < 0).sum()))
 
     def __add__(self, other: "Tally") -> "Tally":
         """Both together."""
-        return Tally(self.queries + other.queries, self.better + other.better, self.worse + other.worse)
+        return Tally(self.items + other.items, self.better + other.better, self.worse + other.worse)
 
     @property
     def e_value(self) -> float:
-        """The capital of a gambler who began with 1 before these queries."""
+        """The capital of a gambler who began with 1 before these items."""
         log_B = self.worse * np.log1p(_STAKES_B) + self.better * np.log1p(-_STAKES_B)
         highest = float(log_B.max())
         mean = math.fsum(np.exp(log_B - highest).tolist()) / len(_STAKES_B)
@@ -114,7 +116,7 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
-        counts = {name: [[t.queries, t.better, t.worse] for t in self.tallies[name]] for name in CONTESTS}
+        counts = {name: [[t.items, t.better, t.worse] for t in self.tallies[name]] for name in CONTESTS}
         return {"trusted": self.trusted, "opened": self.opened, **counts}
 
     @classmethod

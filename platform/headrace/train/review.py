@@ -2,9 +2,9 @@
 
 Evidence of the cut's queries is added to the trial of what is live (evaluation/sequential.py). When it says that live
 is worse than the trusted version, or when nothing could be published for long, the learner goes back: model, optimizer,
-methods and blend weights become the trusted commit's. Counters, catalogue, history, seen event ids and the position in
-the ledger stay, since counting is exact whatever the model does. The increment then goes on, and its own commit and
-bundle are the roll back. All inputs are alike on every rank, and so is the outcome.
+methods and blend weights become the trusted commit's, and replay drops the cuts since. Counters, catalogue, history,
+seen event ids and the position in the ledger stay, since counting is exact whatever the model does. The increment then
+goes on, and its own commit and bundle are the roll back. All inputs are alike on every rank, and so is the outcome.
 """
 
 import logging
@@ -57,6 +57,7 @@ class Review:
             "window_cut": self.trial.cuts if self.e_values else None,
             "e_values": dict(self.e_values),
             "worse_better": {name: [tally.worse, tally.better] for name, tally in newest.items()},
+            "items": newest["blend"].items if newest else 0,
             "alarms": list(self.alarms),
             "rolled_back_to": self.version if went_back else None,
             "reverted": self.num_reverted if went_back else 0,
@@ -98,6 +99,8 @@ def _go_back(state: LearnerState, store: Store, found: Review) -> Review:
     trusted = state.versions[found.trial.trusted]
     num_reverted = state.rows["trained"] - trusted.facts["rows"]["trained"]
     load_learner(state, store, trusted)
+    if state.replay is not None and state.commit is not None:
+        state.replay.drop(range(trusted.cut + 1, state.commit.cut + 1))
     state.rows["trained"] -= num_reverted
     state.rows["reverted"] += num_reverted
     state.trial = found.trial.restarted()
@@ -113,7 +116,7 @@ def _lost(found: Review) -> str:
     for name in found.alarms:
         tally = found.trial.total(name)
         lost.append(
-            f"{_NAMES[name]}'s recall@20 is below trusted's on {tally.worse} of {tally.queries} queries and above on "
+            f"{_NAMES[name]}'s recall@20 is below trusted's on {tally.worse} of {tally.items} items and above on "
             f"{tally.better}, e = {found.e_values[name]:.3g}"
         )
     return "; ".join(lost)
