@@ -400,8 +400,8 @@ class GateConfig(Section):
     max_abs: PositiveFloat = 1e4
     """reject: an entry of weights or optimizer state beyond this, or not a number."""
     max_update_ratio: PositiveFloat = 5.0
-    """reject: the update's norm over the weights' norm (never applied to the warm-up). After a short warm-up an increment
-    that is 20 times as long moves the weights by about their own norm, and is fine."""
+    """reject: the update's norm over the weights' norm (never applied to the warm-up). An increment that is 20 times as
+    long as the warm-up moves the weights by about their own norm, and is fine."""
     max_churn: Share = 1.0
     """hold: share of the probe queries' top 20 that changed."""
     max_item_share: Share = 0.9
