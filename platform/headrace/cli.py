@@ -13,8 +13,10 @@ from headrace.errors import ConfigError, DataError, HeadraceError, StoreBusyErro
 if TYPE_CHECKING:
     from headrace.commit.manifest import Manifest
     from headrace.config.recipe import Recipe
+    from headrace.store.store import Store
     from headrace.train.driver import Serving
 
+_REASON_CHARACTERS = 100
 _USER_MISTAKES = (ConfigError, DataError, StoreBusyError)
 
 app = typer.Typer(
@@ -28,6 +30,10 @@ bench = typer.Typer(
     help="What we claim, as commands that anyone can run: each prints a table and writes JSON.", no_args_is_help=True
 )
 app.add_typer(bench, name="bench")
+quarantine = typer.Typer(
+    help="What was set aside, with its reason, and how it comes back once it is repaired.", no_args_is_help=True
+)
+app.add_typer(quarantine, name="quarantine")
 
 Words = Annotated[
     list[str] | None,
@@ -37,6 +43,11 @@ Words = Annotated[
         show_default=False,
     ),
 ]
+OfStore = Annotated[
+    str | None,
+    typer.Option("--store", help="URI or folder of a store, instead of a recipe's.", show_default=False),
+]
+Number = Annotated[int, typer.Argument(metavar="NUMBER", help="As `list` shows it.", show_default=False)]
 Out = Annotated[
     Path | None, typer.Option(help="A .json file, or a folder for it, to write the result to.", show_default=False)
 ]
@@ -121,12 +132,7 @@ def try_(
 
 
 @app.command()
-def versions(
-    words: Words = None,
-    store: Annotated[
-        str | None, typer.Option(help="URI or folder of a store, instead of a recipe's.", show_default=False)
-    ] = None,
-) -> None:
+def versions(words: Words = None, store: OfStore = None) -> None:
     """List the commits of a store: what each took, its verdict, and the version it published."""
     with _errors_in_words():
         from headrace.tracking.console import align
@@ -138,6 +144,48 @@ def versions(
         header = ("cut", "version", "verdict", "events", "items", "digest", "reason")
         for line in align(header, [_version_row(manifest) for manifest in manifests], left=frozenset({2, 5, 6})):
             typer.echo(line)
+
+
+@quarantine.command("list")
+def quarantine_list(words: Words = None, store: OfStore = None) -> None:
+    """List what was set aside: files, single rows, rejected cuts; numbers are those of the records in the ledger."""
+    with _errors_in_words():
+        from headrace.feed.quarantine import set_aside
+        from headrace.tracking.console import align
+
+        uri = store or _recipe(words).store_uri
+        asides = set_aside(_store(uri))
+        if not asides:
+            typer.echo(f"nothing is set aside in {uri}")
+            return
+        header = ("number", "where", "rows", "state", "reason")
+        rows = [(str(a.number), a.where, str(a.num_rows or "?"), a.state, _shortened(a.reason)) for a in asides]
+        for line in align(header, rows, left=frozenset({1, 3, 4})):
+            typer.echo(line)
+
+
+@quarantine.command("show")
+def quarantine_show(number: Number, words: Words = None, store: OfStore = None) -> None:
+    """Show the whole reason, and the first rows."""
+    with _errors_in_words():
+        from headrace.feed.quarantine import find, first_rows
+
+        opened = _store(store or _recipe(words).store_uri)
+        aside = find(opened, number)
+        typer.echo(f"{aside.where}: {aside.num_rows or 'an unknown number of'} rows, {aside.state}\n{aside.reason}")
+        for line in first_rows(opened, aside):
+            typer.echo(f"  {line}")
+
+
+@quarantine.command("release")
+def quarantine_release(number: Number, words: Words = None, store: OfStore = None) -> None:
+    """Put a rejected cut's rows back, or have a file looked at again, once it is repaired or the recipe is mended."""
+    with _errors_in_words():
+        from headrace.feed.quarantine import ask_release
+
+        aside = ask_release(_store(store or _recipe(words).store_uri), number)
+        what = "is looked at again" if aside.kind == "file" else f"wait again: {aside.num_rows} rows"
+        typer.echo(f"{aside.where} {what}, at once where the run goes on, else when it is started again")
 
 
 @bench.command("train")
@@ -332,9 +380,18 @@ def _serving(recipe: "Recipe") -> "Serving | None":
 
 def _manifests(uri: str) -> list["Manifest"]:
     from headrace.commit.chain import Chain
+
+    return Chain(_store(uri)).manifests()
+
+
+def _store(uri: str) -> "Store":
     from headrace.store.store import Store
 
-    return Chain(Store(uri)).manifests()
+    return Store(uri)
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= _REASON_CHARACTERS else reason[:_REASON_CHARACTERS] + " .."
 
 
 def _version_row(manifest: "Manifest") -> tuple[str, ...]:

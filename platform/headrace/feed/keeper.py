@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
-from headrace.feed.entries import Dropped, Quarantine, Shard
+from headrace.feed.entries import Dropped, Quarantine, Release, Shard
 from headrace.feed.facts import ShardFacts, first_rows, scan_shard
 from headrace.feed.landing import Landing, open_file
 from headrace.feed.ledger import LedgerReader, LedgerWriter
+from headrace.feed.quarantine import is_request_for, requested
 from headrace.feed.schema import check_schema, column_types
 from headrace.records import Cut
 
@@ -29,6 +30,7 @@ _IN_MEMORY_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
 _MAGIC = b"PAR1"
 _REMEMBERED_SHARDS = 10_000
+_REQUESTS_S = 1.0  # how often requests for a release are looked for
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Polled:
     cuts: tuple[Cut, ...]
     unsettled: int
     """Files that were seen but not taken yet: poll again soon."""
+    released: tuple[Release, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Keeper:
         self._seen: dict[str, _Seen] = {}
         self._first_seen_s: dict[int, float] = {}
         self._started_s: float | None = None
+        self._requests_s = float("-inf")
         self._stopped = False
 
     @property
@@ -116,12 +120,14 @@ class Keeper:
         assert not self._stopped, "a stopped keeper records nothing more"
         if self._started_s is None:
             self._started_s = now_s
+        released = self._release(now_s, committed_cut)
         taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
         return Polled(
             shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
             quarantined=tuple(entry for entry in taken if isinstance(entry, Quarantine)),
             cuts=tuple(self._cut(now_s, committed_cut)),
             unsettled=len(self._seen),
+            released=tuple(released),
         )
 
     def stop(self) -> int:
@@ -130,6 +136,24 @@ class Keeper:
             self._writer.stop()
             self._stopped = True
         return self.newest_cut
+
+    def _release(self, now_s: float, committed_cut: int) -> list[Release]:
+        """Put back what a person has asked for: rows of a rejected cut wait again, a file is looked at again."""
+        if now_s < self._requests_s + _REQUESTS_S:
+            return []
+        self._requests_s, state, released = now_s, self._writer.state, []
+        for number in requested(self._writer.store):
+            if number in state.released or number > state.last_record:
+                continue
+            entry = self._reader.entry(number)
+            if not is_request_for(self._writer.store, entry):
+                continue
+            if isinstance(entry, Quarantine):
+                self._known.discard(entry.uri.removeprefix(self._landing.uri_of("")))
+                released.append(self._writer.release(entry))
+            elif isinstance(entry, Cut) and entry.number <= committed_cut:
+                released.append(self._writer.release(entry))
+        return released
 
     def _ready(self, now_s: float) -> list[str]:
         """New files, by name, whose size two listings agree on."""

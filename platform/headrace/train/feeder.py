@@ -61,6 +61,11 @@ class LandingLog:
         with self._lock:
             self._taken.setdefault(cut, {})[name] = rows
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a cut has taken rows of this shard."""
+        with self._lock:
+            return any(name in rows_of for rows_of in self._taken.values())
+
     def of_cut(self, cut: int) -> list[LandingRecord]:
         """The shards of one cut."""
         with self._lock:
@@ -167,6 +172,9 @@ class Feeder:
         polled = self._keeper.poll(monotonic_s(), self.newest_commit)
         for aside in polled.quarantined:
             self._tell(aside)
+        for release in polled.released:
+            what = f"{release.uri} is looked at again" if release.uri else f"{release.num_rows} rows wait again"
+            self._notice(f"number {release.of} of the quarantine is released: {what}")
         recorded: list[Entry] = [*polled.shards, *polled.cuts]
         for entry in recorded:
             self._note(entry)
@@ -210,4 +218,6 @@ class Feeder:
                 self._log.landed(name, seen_s, entry.num_rows)
         elif isinstance(entry, Cut):
             for part in entry.ranges:
-                self._log.cut(self._names[part.shard], entry.number, part.num_rows)
+                name = self._names[part.shard]
+                if not (part.released and self._log.is_taken(name)):  # rows put back had their freshness before
+                    self._log.cut(name, entry.number, part.num_rows)
