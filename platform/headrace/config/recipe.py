@@ -100,6 +100,13 @@ class FeedConfig(Section):
     max_bad_rows: Share = 0.01
     """Share of a shard's rows that are dropped and counted when they cannot be used (one row always may); with more,
     the shard is set aside. 0: any bad row sets it aside."""
+    allowed_lateness_s: Annotated[int, Field(ge=0)] | None = None
+    """Rows older than this, against the watermark of the commit before, are set aside and counted. None: none are."""
+    max_ahead_s: PositiveInt | None = None
+    """Rows further ahead of that watermark (or of the cut's median time, where that is later: longer than the time that
+    a cut spans, then) are dealt with as ``ahead`` says. None: every time is believed."""
+    ahead: Literal["clamp", "set_aside"] = "clamp"
+    """"clamp": such a row is taken as of the present, without moving the watermark; "set_aside": it is quarantined."""
     session_gap_s: PositiveInt = 1800
     """Where there is no session column: a user's new session begins after this much inactivity."""
     replay: ReplayConfig | None = None

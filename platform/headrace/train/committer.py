@@ -23,7 +23,7 @@ from headrace.store.store import PartRef, Store
 from headrace.train.group import Group
 from headrace.train.state import LearnerState
 
-_LAWFUL = ("late_set_aside", "deferred")  # terms of the law that nothing here produces yet
+_LAWFUL = ("deferred",)  # terms of the law that nothing here produces yet
 
 
 class Committer:
@@ -129,6 +129,7 @@ def conserve(rows: Mapping[str, int], cut: Cut) -> dict[str, int]:
         "held_out": rows["held_out"],
         "duplicate": rows["duplicate"] + cut.duplicate,
         "quarantined": rows["quarantined"] + cut.quarantined - cut.released,
+        "late_set_aside": rows["late_set_aside"],
         "capped": rows["capped"],
         "reverted": rows["reverted"],
         **dict.fromkeys(_LAWFUL, 0),

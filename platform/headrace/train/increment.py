@@ -32,6 +32,7 @@ from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
 from headrace.train.rows import start_rows
+from headrace.train.times import believed_times
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
 
 _REPLAY_BATCH = 2048
@@ -52,6 +53,8 @@ class Taken:
     max_user_events: int
     repeats: tuple[int, int]
     """Targets that the cut's queries ask for, and how many lie in their own contexts."""
+    num_clamped: int
+    """Rows whose time lay too far ahead and was set to the present."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def train_increment(
     watch = Stopwatch(waited_s)
     cut, warmup = cut_rows.cut, state.commit is None
     state.catalogue.admit(cut_rows.item_I)
-    intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe)
+    times = believed_times(cut_rows, state.watermark_ms, state.recipe.feed, group)
+    intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe, times)
     asked = questions.queries(intake, state.recipe.inputs)
     taken = _gather_taken(intake, asked, group)
     scored = _score(asked, state, group, cut.number, committer.store)
@@ -112,6 +116,7 @@ def train_increment(
     figures = {
         "events": cut.num_rows,
         "fates": fates,
+        "clamped": taken.num_clamped,
         "metrics": _metrics(scored),
         "training": trained.facts(),
         "review": reviewed.facts(decision.verdict),
@@ -138,6 +143,7 @@ def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
             "fates": np.array(list(counts.values()), dtype=np.int64),
             "max_user": np.array([per_owner.max(initial=0)], dtype=np.int64),
             "repeats": np.array(asked.count_repeats(), dtype=np.int64),
+            "clamped": np.array([intake.num_clamped], dtype=np.int64),
         }
     )
     fates = np.sum([part["fates"] for part in parts], axis=0)
@@ -148,6 +154,7 @@ def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
         dict(zip(counts, fates.tolist(), strict=True)),
         max(int(part["max_user"][0]) for part in parts),
         (num_asked, num_repeated),
+        sum(int(part["clamped"][0]) for part in parts),
     )
 
 
@@ -232,7 +239,7 @@ def _remember(intake: Intake, state: LearnerState) -> None:
     }
     state.history.append({name: column[kept_N] for name, column in history.items()})
     if state.seen is not None:
-        new_N = intake.fate_N != Fate.DUPLICATE
+        new_N = ~np.isin(intake.fate_N, (Fate.DUPLICATE, Fate.LATE_SET_ASIDE, Fate.QUARANTINED))
         arrived: dict[str, NDArray[Any]] = {"key": rows.event_N, "ts": rows.ts_N, "group": rows.group_N}
         oldest_ms = state.watermark_ms - state.recipe.feed.duplicate_horizon_s * 1000
         state.seen.append({name: column[new_N] for name, column in arrived.items()}, oldest_ms)

@@ -5,7 +5,7 @@ owners' past into one sorted log, from which queries, examples and counts are al
 Shape legend: N rows of this rank, P past rows, Q queries.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -17,6 +17,7 @@ from headrace.history.segments import SegmentLog
 from headrace.inputs.contexts import EventLog
 from headrace.inputs.sessions import derive_sessions
 from headrace.records import Rows, hash64_array
+from headrace.train.times import ANY_TIME, Times
 
 
 class Fate(IntEnum):
@@ -26,6 +27,8 @@ class Fate(IntEnum):
     HELD_OUT = 1
     DUPLICATE = 2
     CAPPED = 3
+    LATE_SET_ASIDE = 4
+    QUARANTINED = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Intake:
     """Whether the row's session has a strictly earlier event, here or in the past."""
     opened_N: NDArray[np.bool_]
     """Whether the row's session had events before this cut."""
+    num_clamped: int
+    """Rows whose time lay too far ahead; ``rows`` has the time that was set instead."""
 
     @property
     def trained_N(self) -> NDArray[np.bool_]:
@@ -63,10 +68,25 @@ class Intake:
         return {fate.name.lower(): int((self.fate_N == fate).sum()) for fate in Fate}
 
 
-def take(rows: Rows, catalogue: Catalogue, history: SegmentLog, seen: SegmentLog | None, recipe: Recipe) -> Intake:
+def take(
+    rows: Rows,
+    catalogue: Catalogue,
+    history: SegmentLog,
+    seen: SegmentLog | None,
+    recipe: Recipe,
+    times: Times = ANY_TIME,
+) -> Intake:
     """Name every row's fate and merge the rows that stay with their past; changes nothing."""
     owner_N = np.where(rows.user_N != 0, rows.user_N, rows.session_N)
-    fate_N = _fates(rows, owner_N, seen, recipe)
+    late_N, ahead_N = times.late_N(rows), times.ahead_N(rows)
+    num_clamped = 0
+    if recipe.feed.ahead == "clamp" and ahead_N.any():
+        num_clamped = int(ahead_N.sum())
+        rows = replace(rows, ts_N=np.where(ahead_N, times.present_ms, rows.ts_N))
+        ahead_N = np.zeros_like(ahead_N)
+    fate_N = _fates(rows, owner_N, ~(late_N | ahead_N), seen, recipe)
+    fate_N[late_N] = Fate.LATE_SET_ASIDE
+    fate_N[ahead_N] = Fate.QUARANTINED
     kept_N = (fate_N == Fate.TRAINED) | (fate_N == Fate.HELD_OUT)
     past = history.find(np.unique(owner_N[kept_N]))
     num_past = len(past["key"])
@@ -82,16 +102,20 @@ def take(rows: Rows, catalogue: Catalogue, history: SegmentLog, seen: SegmentLog
     past_key = past["session"] if recipe.inputs.context == "session" else past["key"]
     log = _merge(past_key, past["ts"], past["item"], past["kind"], key_N, rows, number_N, kept_N)
     begun_N, opened_N = _session_state(past["session"], past["ts"], session_N, rows.ts_N, kept_N)
-    return Intake(rows, fate_N, number_N, owner_N, session_N, key_N, log, begun_N, opened_N)
+    return Intake(rows, fate_N, number_N, owner_N, session_N, key_N, log, begun_N, opened_N, num_clamped)
 
 
-def _fates(rows: Rows, owner_N: NDArray[np.uint64], seen: SegmentLog | None, recipe: Recipe) -> NDArray[np.int8]:
+def _fates(
+    rows: Rows, owner_N: NDArray[np.uint64], believed_N: NDArray[np.bool_], seen: SegmentLog | None, recipe: Recipe
+) -> NDArray[np.int8]:
+    """The fates of rows whose time is believed; the others neither repeat an event nor count against their user."""
     fate_N = np.full(len(rows), Fate.TRAINED, dtype=np.int8)
     draw_N = hash64_array(owner_N, recipe.seed, "held out").astype(np.float64) / 2.0**64
     fate_N[draw_N < recipe.evaluation.eval_share] = Fate.HELD_OUT
-    new_N = np.ones(len(rows), dtype=bool)
+    new_N = believed_N.copy()
     if seen is not None:
-        new_N = _first_arrivals(rows, seen, recipe.feed.duplicate_horizon_s * 1000)
+        horizon_ms = recipe.feed.duplicate_horizon_s * 1000
+        new_N[believed_N] = _first_arrivals(rows.event_N[believed_N], rows.ts_N[believed_N], seen, horizon_ms)
     order_N = np.argsort(np.where(new_N, owner_N, 0), kind="stable")
     grouped = np.where(new_N, owner_N, 0)[order_N]
     place_N = np.empty(len(rows), dtype=np.int64)
@@ -101,15 +125,17 @@ def _fates(rows: Rows, owner_N: NDArray[np.uint64], seen: SegmentLog | None, rec
     return fate_N
 
 
-def _first_arrivals(rows: Rows, seen: SegmentLog, horizon_ms: int) -> NDArray[np.bool_]:
+def _first_arrivals(
+    event_N: NDArray[np.uint64], ts_N: NDArray[np.int64], seen: SegmentLog, horizon_ms: int
+) -> NDArray[np.bool_]:
     """Rows whose event id has not arrived before, in this cut or within the horizon of event time."""
-    unique_U, first_U, inverse_N = np.unique(rows.event_N, return_index=True, return_inverse=True)
+    unique_U, first_U, inverse_N = np.unique(event_N, return_index=True, return_inverse=True)
     past = seen.find(unique_U)
     newest_U = np.full(len(unique_U), np.iinfo(np.int64).min // 2)
     np.maximum.at(newest_U, np.searchsorted(unique_U, past["key"]), past["ts"])
-    first_N = np.zeros(len(rows), dtype=bool)
+    first_N = np.zeros(len(event_N), dtype=bool)
     first_N[first_U] = True
-    return np.asarray(first_N & (rows.ts_N - newest_U[inverse_N] > horizon_ms))
+    return np.asarray(first_N & (ts_N - newest_U[inverse_N] > horizon_ms))
 
 
 def _merge(

@@ -30,6 +30,7 @@ from headrace.train.increment import train_increment
 from headrace.train.intake import take
 from headrace.train.state import LearnerState, fresh
 from headrace.train.step import repeatable
+from headrace.train.times import believed_times
 
 
 def replay(
@@ -72,7 +73,8 @@ def replay(
 def queries_of(part: CutRows, state: LearnerState) -> Queries:
     """What the next increment will ask before it trains on these rows; for what ``replay`` hands to ``change``."""
     state.catalogue.admit(part.item_I)
-    intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe)
+    times = believed_times(part, state.watermark_ms, state.recipe.feed, Solo())
+    intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe, times)
     return questions.queries(intake, state.recipe.inputs)
 
 

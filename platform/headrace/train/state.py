@@ -72,9 +72,7 @@ class LearnerState:
     """Of the newest bundle; 0 before the first."""
     num_holds: int = 0
     """Holds in a row."""
-    rows: dict[str, int] = field(
-        default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "quarantined": 0, "reverted": 0}
-    )
+    rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0})
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
@@ -234,7 +232,7 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.version = facts["last_version"]
     state.num_holds = facts["num_holds"]
     state.repeats = Repeats(*facts["repeats"])
-    state.rows = dict(facts["rows"])
+    state.rows |= facts["rows"]
     state.trial = Trial.from_state(facts["trial"])
     state.commit = manifest
     return state
