@@ -85,17 +85,19 @@ class SparseVote:
             left_Q = np.bincount(row_T, weights=p_T, minlength=len(length_Q))
             self.active_Q = left_Q > 0.0
             p_T = (p_T / np.where(self.active_Q, left_Q, 1.0)[row_T]).astype(np.float32)
-        order_T = np.lexsort((column_T, row_T))
-        self.row_T, self.column_T, self.p_T = row_T[order_T], column_T[order_T], p_T[order_T]
+        key_T = row_T * num_items + column_T
+        if not (key_T[1:] > key_T[:-1]).all():  # experts need not sort, but most do
+            order_T = np.argsort(key_T, kind="stable")
+            row_T, column_T, p_T, key_T = row_T[order_T], column_T[order_T], p_T[order_T], key_T[order_T]
+        self.row_T, self.column_T, self.p_T, self._key_T = row_T, column_T, p_T, key_T
 
     def probability(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of these columns, each for its query; 0 for those it does not name."""
-        key_T = row_T * self._num_items + column_T
-        entry_T = self.row_T * self._num_items + self.column_T
-        if not len(entry_T):
+        if not len(self._key_T):
             return np.zeros(len(row_T), dtype=np.float64)
-        at_T = np.minimum(np.searchsorted(entry_T, key_T), len(entry_T) - 1)
-        return np.where(entry_T[at_T] == key_T, self.p_T[at_T], 0.0).astype(np.float64)
+        key_T = row_T * self._num_items + column_T
+        at_T = np.minimum(np.searchsorted(self._key_T, key_T), len(self._key_T) - 1)
+        return np.where(self._key_T[at_T] == key_T, self.p_T[at_T], 0.0).astype(np.float64)
 
     def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 + the number of other items with at least this probability: all of them where it is 0."""
