@@ -12,6 +12,7 @@ import torch
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
 from headrace.config.recipe import Recipe
+from headrace.feed.items import ItemsFolder
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, shard_name
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -104,6 +105,7 @@ class Stream:
         self.recipe = made
         self.landing = Landing(str(folder / "landing"))
         self.store = Store(str(folder / "store"))
+        self.items = Landing(str(folder / "items"))
         self._num_landed = 0
 
     def land(self, table: pa.Table) -> None:
@@ -113,7 +115,10 @@ class Stream:
 
     def cuts(self, writer: LedgerWriter) -> list[Cut]:
         """Every cut of what has landed."""
-        keeper = Keeper(self.recipe.feed, self.recipe.columns, self.landing, writer, cuts_ahead=10**6, patience_s=0.0)
+        items = ItemsFolder(self.items, self.recipe.catalogue.attributes)
+        keeper = Keeper(
+            self.recipe.feed, self.recipe.columns, self.landing, writer, cuts_ahead=10**6, patience_s=0.0, items=items
+        )
         for now_s in range(4):
             keeper.poll(float(now_s), 10**6)
         reader = LedgerReader(self.store)

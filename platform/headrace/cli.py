@@ -315,6 +315,20 @@ def bench_experts(
     _bench("experts", words, out, data=data, increments=increments, items=items, requests=requests, device=device)
 
 
+@bench.command("coldstart")
+def bench_coldstart(
+    words: Words = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of a log (Parquet) instead of the shop.", show_default=False)
+    ] = None,
+    increments: Annotated[int, typer.Option(min=1, help="Cuts after the warm-up.")] = 40,
+    device: str = "cpu",
+    out: Out = None,
+) -> None:
+    """How well items are found that nobody, or hardly anybody, has touched; imports no Ray."""
+    _bench("coldstart", words, out, data=data, increments=increments, device=device)
+
+
 @bench.command("continual")
 def bench_continual(
     data: Data,

@@ -83,6 +83,15 @@ class RowRange:
 
 
 @dataclass(frozen=True)
+class ItemsFile:
+    """A file of the side feed, as a cut names it. Made and read by feed/items.py."""
+
+    uri: str
+    sha256: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class Cut:
     """What one increment takes. Made by feed/ledger.py before it is trained; read by every rank."""
 
@@ -102,6 +111,8 @@ class Cut:
     """Number of this record in the ledger."""
     released: int = 0
     """Rows of rejected cuts that were put back up to this cut."""
+    items: tuple[ItemsFile, ...] = ()
+    """Files of the side feed that are in force from this cut on."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,20 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class ItemRows:
+    """Rows of the side feed, in the order of its files. Made by feed/items.py, read by catalogue/."""
+
+    item_N: NDArray[Any]
+    """Raw ids: int64, or objects holding str."""
+    ts_N: NDArray[np.int64]
+    retired_N: NDArray[np.bool_]
+    name_N: NDArray[Any]
+    """For people; "" where there is none."""
+    attributes: Mapping[str, NDArray[Any]]
+    """By column: what the item is like, as text; "" where it is unknown."""
+
+
+@dataclass(frozen=True)
 class CutRows:
     """A cut with the rows of one rank and the ids that every rank must number alike. Made by feed/, read by train/."""
 
@@ -141,6 +166,8 @@ class CutRows:
     rows: Rows
     item_I: NDArray[Any]
     """The distinct raw item ids of the whole cut (all ranks' rows), by first row in ledger order."""
+    told: ItemRows | None = None
+    """What the side feed says from this cut on; alike on every rank."""
 
 
 def kind_code(kind: str) -> int:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+NEVER = np.iinfo(np.int64).min // 2
+"""The time of what has not happened."""
+
 
 @dataclass(frozen=True)
 class Eligible:

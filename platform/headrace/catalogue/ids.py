@@ -6,25 +6,25 @@ not answered, and is passed over where it stands in a context.
 Shape legend: I items (by number), N events, E eligible items, V rows of the table ever in use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.catalogue.eligible import Eligible
+from headrace.catalogue.attributes import Listing
+from headrace.catalogue.eligible import NEVER, Eligible
 from headrace.catalogue.slots import NONE, Slots
 from headrace.config.recipe import CatalogueConfig
+from headrace.records import ItemRows
 
-NEVER = np.iinfo(np.int64).min // 2
-"""The last event of an item that has been numbered, but not yet seen in a trained row."""
 _CHUNK = 65536  # ids in one part: they only grow at the end, so all parts but the last stay as they are
 
 
 class Catalogue:
     """All items of one state. Numbers follow first appearance, so ranks that see the same ids number them alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: Sequence[str] = ()) -> None:
         self._ids: list[Any] = []
         self._number_of: dict[Any, int] = {}
         self.first_ts_I = np.zeros(0, dtype=np.int64)
@@ -32,6 +32,8 @@ class Catalogue:
         self.last_ts_I = np.zeros(0, dtype=np.int64)
         self.count_I = np.zeros(0, dtype=np.int64)
         """Trained events of each item."""
+        self.listing = Listing(attributes)
+        """What the side feed has said of them."""
         self._slots = Slots.empty()
 
     def __len__(self) -> int:
@@ -66,6 +68,7 @@ class Catalogue:
             self.last_ts_I = np.concatenate([self.last_ts_I, never])
             self.count_I = np.concatenate([self.count_I, np.zeros(added, dtype=np.int64)])
             self._slots = self._slots.grown(len(self._ids))
+            self.listing.grow(len(self._ids))
         return added
 
     def numbers(self, raw_N: NDArray[Any]) -> NDArray[np.int64]:
@@ -87,24 +90,40 @@ class Catalogue:
         self.first_ts_I[self.first_ts_I == np.iinfo(np.int64).max] = NEVER
         np.add.at(self.count_I, number_N, 1)
 
+    def tell(self, rows: ItemRows) -> None:
+        """Take over what the side feed says; it may name items that nobody has touched."""
+        self.admit(rows.item_N)
+        self.listing.apply(self.numbers(rows.item_N), rows)
+
     def settle(self, watermark_ms: int, config: CatalogueConfig) -> None:
         """Once an increment's events are noted: the items that are of use get or keep a row, all others lose theirs."""
-        wanted_I = self.count_I >= config.min_events
+        wanted_I = ((self.count_I >= config.min_events) | self.listing.listed_I) & ~self.listing.retired_I
         if config.forget_s is not None:
-            wanted_I &= self.last_ts_I >= watermark_ms - config.forget_s * 1000
+            wanted_I &= self._sign_I >= watermark_ms - config.forget_s * 1000
         if config.max_items is not None:
             wanted_I = self._least_idle(wanted_I, config.max_items)
         self._slots = self._slots.assigned(wanted_I)
 
     def eligible(self, watermark_ms: int, alive_s: int | None) -> Eligible:
-        """The items that hold a row and whose last event lies within ``alive_s`` of the watermark."""
+        """The items that hold a row, are not retired, and gave a sign of life within ``alive_s`` of the watermark."""
         oldest = NEVER + 1 if alive_s is None else watermark_ms - alive_s * 1000
-        return Eligible(np.flatnonzero((self.last_ts_I >= oldest) & (self.slot_I != NONE)).astype(np.int64))
+        eligible_I = (self._sign_I >= oldest) & (self.slot_I != NONE) & ~self.listing.retired_I
+        return Eligible(np.flatnonzero(eligible_I).astype(np.int64))
+
+    def touched(self, eligible: Eligible) -> Eligible:
+        """Those of the eligible items that a trained event has named: a softmax can only push the others down."""
+        touched_E = self.last_ts_I[eligible.number_E] != NEVER
+        return eligible if touched_E.all() else Eligible(eligible.number_E[touched_E])
+
+    @property
+    def _sign_I(self) -> NDArray[np.int64]:
+        """The last sign of life of each item: an event, or a row of the side feed."""
+        return np.maximum(self.last_ts_I, self.listing.ts_I)
 
     def _least_idle(self, wanted_I: NDArray[np.bool_], max_items: int) -> NDArray[np.bool_]:
         """At most ``max_items`` of the wanted items: those met last; of equals those with a row, then lower numbers."""
         number_K = np.flatnonzero(wanted_I)
-        order_K = np.lexsort((number_K, self.slot_I[number_K] == NONE, -self.last_ts_I[number_K]))
+        order_K = np.lexsort((number_K, self.slot_I[number_K] == NONE, -self._sign_I[number_K]))
         kept_I = np.zeros_like(wanted_I)
         kept_I[number_K[order_K[:max_items]]] = True
         return kept_I
@@ -119,7 +138,7 @@ class Catalogue:
             chunk = self._ids[start : start + _CHUNK]
             dtype: Any = object if isinstance(chunk[0], str) else np.int64
             parts[f"ids/{start // _CHUNK:05d}"] = {"id": np.array(chunk, dtype=dtype)}
-        return parts
+        return parts | self.listing.state()
 
     @classmethod
     def from_state(cls, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> "Catalogue":
@@ -132,5 +151,6 @@ class Catalogue:
         catalogue.first_ts_I = parts["items"]["first_ts"].copy()
         catalogue.last_ts_I = parts["items"]["last_ts"].copy()
         catalogue.count_I = parts["items"]["count"].copy()
+        catalogue.listing = Listing.from_state(parts, len(catalogue))
         catalogue._slots = Slots(parts["slots"]["number"].copy(), len(catalogue))
         return catalogue

@@ -72,6 +72,12 @@ class SyntheticConfig(Section):
     """A shard lands this often, on the wall clock."""
     num_shards: PositiveInt | None = None
     """How many shards land in all, the first included; None: no end."""
+    births_per_shard: PositiveFloat | None = None
+    """New items, and as many old ones that leave; None: a 2000th of ``num_items``."""
+    launch_items: PositiveInt = 1
+    """New items come in batches of so many."""
+    items: bool = False
+    """A side feed lands, too: every item with its attributes a shard before it is met, and when it leaves."""
 
 
 class FeedConfig(Section):
@@ -86,6 +92,9 @@ class FeedConfig(Section):
     """"events": all waiting shards up to ``max_events``; "shard": one each, never split (replays)."""
     min_events: PositiveInt = 1
     max_events: PositiveInt = 50000
+    items_path: str | None = None
+    """Folder (or object-store URI) in which files of the side feed land: item_id and ts, and, where there are any,
+    status ("active" or "retired"), name, and the columns of ``catalogue.attributes``."""
     max_wait_s: PositiveFloat = 1.0
     """A cut is made when ``min_events`` wait, or the oldest shard has waited this long."""
     poll_s: PositiveFloat = 0.05
@@ -176,6 +185,10 @@ class CatalogueConfig(Section):
     """An item gets a row of the table, and may be answered, once so many trained events have named it."""
     forget_s: PositiveInt | None = None
     """Items whose last event is older than this, against the watermark, lose their row to others. None: none does."""
+    fresh_rows: Literal["random", "mean"] = "random"
+    """What a new item's row starts from: numbers drawn from the seed, or the mean of the items that are like it."""
+    attributes: tuple[str, ...] = ()
+    """Columns of the side feed that say which items are alike."""
     max_items: PositiveInt | None = None
     """Rows in use at most: beyond it the items that have been idle for longest lose theirs. None: no limit."""
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from headrace.errors import StoreError
-from headrace.records import Cut, RowRange
+from headrace.records import Cut, ItemsFile, RowRange
 from headrace.store.store import PartRef
 
 
@@ -134,7 +134,8 @@ def _build(kind: str, fields: dict[str, Any]) -> Entry:
         case "release":
             return Release(**fields | {"ranges": _ranges(fields["ranges"])})
         case "cut":
-            return Cut(**fields | {"ranges": _ranges(fields["ranges"])})
+            items = tuple(ItemsFile(**file) for file in fields.get("items", ()))
+            return Cut(**fields | {"ranges": _ranges(fields["ranges"]), "items": items})
         case "stop":
             return Stop(**fields)
     raise KeyError(kind)

@@ -18,11 +18,12 @@ from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Dropped, Quarantine, Release, Shard
 from headrace.feed.facts import ShardFacts, first_rows, scan_shard
+from headrace.feed.items import ItemsFolder
 from headrace.feed.landing import Landing, open_file
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.quarantine import is_request_for, requested
 from headrace.feed.schema import check_schema, column_types
-from headrace.records import Cut
+from headrace.records import Cut, ItemsFile
 
 _log = logging.getLogger(__name__)
 _FILES_PER_POLL = 64
@@ -59,7 +60,7 @@ class Keeper:
 
     ``last_cut``: no cut is written beyond this number. ``cuts_ahead``: with ``feed.cut = "shard"``, how many cuts may
     stand beyond the newest commit, since stopping has to wait for them. ``patience_s``: a file that does not read and
-    has not grown for this long is set aside.
+    has not grown for this long is set aside. ``items``: where the side feed lands, if there is one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Keeper:
         last_cut: int | None = None,
         cuts_ahead: int = 2,
         patience_s: float = 10.0,
+        items: ItemsFolder | None = None,
     ) -> None:
         self._config = config
         self._columns = columns
@@ -80,6 +82,9 @@ class Keeper:
         self._last_cut = last_cut
         self._cuts_ahead = cuts_ahead
         self._patience_s = patience_s
+        self._items = items
+        if items is not None:
+            items.start(writer.state.items_uris)
         self._reader = LedgerReader(writer.store, writer.epoch.number)
         prefix = landing.uri_of("")
         self._known = {uri.removeprefix(prefix) for uri in writer.state.uris if uri.startswith(prefix)}
@@ -122,6 +127,8 @@ class Keeper:
             self._started_s = now_s
         released = self._release(now_s, committed_cut)
         taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
+        if self._items is not None:  # after the shards: what landed before one of them is then in its cut
+            self._items.poll(now_s)
         return Polled(
             shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
             quarantined=tuple(entry for entry in taken if isinstance(entry, Quarantine)),
@@ -254,26 +261,38 @@ class Keeper:
     def _cut(self, now_s: float, committed_cut: int) -> list[Cut]:
         cuts: list[Cut] = []
         while (self._last_cut is None or self.newest_cut < self._last_cut) and self._is_due(now_s, committed_cut):
+            items = self._take_items()
             if self.newest_cut < 0:
-                cuts.append(self._writer.cut(num_shards=self._config.warmup_shards))
+                cuts.append(self._writer.cut(num_shards=self._config.warmup_shards, items=items))
             elif self._config.cut == "shard":
-                cuts.append(self._writer.cut(num_shards=1))
+                cuts.append(self._writer.cut(num_shards=1, items=items))
             else:
-                cuts.append(self._writer.cut(max_rows=self._config.max_events))
+                cuts.append(self._writer.cut(max_rows=self._config.max_events, items=items))
         return cuts
+
+    def _take_items(self) -> tuple[ItemsFile, ...]:
+        kind = self._writer.state.types.get(self._columns.item_id)
+        return () if self._items is None else self._items.take(kind)
 
     def _is_due(self, now_s: float, committed_cut: int) -> bool:
         state = self._writer.state
         if self.newest_cut < 0:
             return len(state.pending) >= self._config.warmup_shards
         if not state.pending:
-            return False
+            return self._items_are_due(now_s, committed_cut)
         if self._config.cut == "shard":
             return self.newest_cut < committed_cut + self._cuts_ahead
         assert self._started_s is not None
         waited_s = now_s - self._first_seen_s.get(state.pending[0].shard, self._started_s)
         enough = state.num_pending >= self._config.min_events or waited_s >= self._config.max_wait_s
         return self.newest_cut <= committed_cut and enough
+
+    def _items_are_due(self, now_s: float, committed_cut: int) -> bool:
+        """Whether the side feed has waited long enough for events to come with it: then it makes a cut by itself."""
+        waiting_s = None if self._items is None else self._items.waiting_since_s
+        if waiting_s is None or self._config.cut == "shard":
+            return False
+        return self.newest_cut <= committed_cut and now_s - waiting_s >= self._config.max_wait_s
 
 
 def _open(uri: str) -> pa.NativeFile:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import StoreError
 from headrace.feed.entries import Entry, Open, Quarantine, Release, Shard, Stop, decode, encode
-from headrace.records import Cut, RowRange
+from headrace.records import Cut, ItemsFile, RowRange
 from headrace.store.fence import Epoch, check_epoch
 from headrace.store.store import Store
 
@@ -166,6 +166,8 @@ class LedgerState:
         self.shard_of: dict[str, int] = {}
         """Record number of the first shard of each content, by sha256."""
         self.uris: set[str] = set()
+        self.items_uris: set[str] = set()
+        """Files of the side feed that cuts have named."""
         self.types: dict[str, str] = {}
         """Type of each item or carried column, as the first shard that had it declared."""
         self._dropped: dict[int, NDArray[np.int64]] = {}
@@ -207,6 +209,7 @@ class LedgerState:
             case Cut():
                 for part in entry.ranges:
                     self._take(part)
+                self.items_uris.update(file.uri for file in entry.items)
                 self._taken_after.append(self._num_shards - len(self.pending))
                 self.num_cuts += 1
             case Open() | Stop():
@@ -299,8 +302,13 @@ class LedgerWriter:
         ranges = tuple(replace(part, released=True) for part in entry.ranges)
         return self._append(Release(number, entry.record, "", ranges, entry.num_rows))
 
-    def cut(self, *, max_rows: int | None = None, num_shards: int | None = None) -> Cut:
-        """Cut the oldest waiting rows: at most ``max_rows`` (splitting a shard), or the first ``num_shards`` whole."""
+    def cut(
+        self, *, max_rows: int | None = None, num_shards: int | None = None, items: tuple[ItemsFile, ...] = ()
+    ) -> Cut:
+        """Cut the oldest waiting rows: at most ``max_rows`` (splitting a shard), or the first ``num_shards`` whole.
+
+        ``items`` are the files of the side feed that are in force from this cut on.
+        """
         state = self.state
         ranges: list[RowRange] = []
         room = state.num_pending if max_rows is None else max_rows
@@ -321,6 +329,7 @@ class LedgerWriter:
                 pending=state.num_pending - num_rows,
                 record=state.last_record + 1,
                 released=state.num_released,
+                items=items,
             )
         )
 

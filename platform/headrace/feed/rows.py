@@ -18,6 +18,7 @@ from headrace.config.recipe import ColumnsConfig
 from headrace.errors import DataError, StoreError
 from headrace.feed.entries import Shard
 from headrace.feed.facts import decode_items, first_unique, to_ids
+from headrace.feed.items import read_items
 from headrace.feed.landing import is_local, open_file
 from headrace.feed.ledger import LedgerReader
 from headrace.feed.schema import Values, normalise, rows_from_table, travelling_columns, wire_schema
@@ -34,7 +35,8 @@ def key_groups(rank: int, world: int) -> tuple[int, ...]:
 
 def cut_rows(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Collection[int]) -> CutRows:
     """One rank's rows of a cut, with the ids of the whole cut."""
-    return CutRows(cut, rows_from_table(cut_table(reader, cut, columns, groups)), cut_items(reader, cut, columns))
+    rows = rows_from_table(cut_table(reader, cut, columns, groups))
+    return CutRows(cut, rows, cut_items(reader, cut, columns), read_items(cut.items))
 
 
 def cut_table(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Collection[int]) -> pa.Table:

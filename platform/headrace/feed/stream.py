@@ -22,6 +22,7 @@ import pyarrow as pa
 from headrace import environment
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import StoreError
+from headrace.feed.items import read_items
 from headrace.feed.ledger import LedgerReader
 from headrace.feed.rows import cut_items, cut_table, key_groups
 from headrace.feed.schema import rows_from_table
@@ -107,7 +108,7 @@ def iter_cuts(batches: Iterable[pa.Table], spec: StreamSpec) -> Iterator[CutRows
                 rows = rows or [part.slice(0, 0)]
                 whole = rows_from_table(pa.concat_tables(rows, promote_options="default"))
                 rows = []
-                yield CutRows(cut, whole, cut_items(reader, cut, spec.columns))
+                yield CutRows(cut, whole, cut_items(reader, cut, spec.columns), read_items(cut.items))
 
 
 def _runs(batch: pa.Table) -> Iterator[tuple[pa.Table, int]]:

@@ -1,25 +1,31 @@
-"""A small drifting stream for trying things out: moving popularity, sessions that a sequence model learns, new items.
+"""A small drifting shop for trying things out: moving popularity, sessions that a sequence model learns, new items.
 
 Time is counted in *blocks* of ``events_per_shard`` events; the first shard holds the blocks of the warm-up, up to and
 with block 0, and shard i > 0 is block i. A block is a pure function of (seed, block), so the stream goes on after any
-stop. Items live in a window that slides over their ids: one is born, and the oldest leaves, every ``num_items / 2000``
-of a block. An item belongs to a cluster; in a session the next item is often a fixed successor of the last one, else
-one of its cluster, else any, by a popularity that waxes and wanes and is higher in an item's youth.
+stop. Items live in a window that slides over their ids: ``births_per_shard`` are born in a block, and as many of the
+oldest leave. An item belongs to a cluster, whose items stand in a ring; in a session the next item is often one of the
+next few in the ring, else one of its cluster, else any, by a popularity that waxes and wanes and is higher in an item's
+youth. The side feed says where an item stands: its *category* is the cluster, its *aisle* a stretch of that ring, and
+its *colour* means nothing.
 Shape legend: S sessions of a block, L places of a session, I items alive, N events.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.config.recipe import SyntheticConfig
-from headrace.feed.landing import Landed, Landing, shard_name
+from headrace.feed.landing import SUFFIX, Landed, Landing, shard_name
 from headrace.records import generator, hash64_array
 
 _EPOCH_MS = 1_767_225_600_000  # 2026-01-01: event time of the end of the warm-up
 _SESSION_EVENTS = (3, 8)
 _ITEMS_PER_CLUSTER = 40
 _SUCCESSORS = 3
+_AISLES = 8
+_COLOURS = ("black", "blue", "green", "red", "white")
 _P_SUCCESSOR, _P_CLUSTER = 0.5, 0.3
 _P_FAVOURITE = 0.6
 _P_PURCHASE = 0.1
@@ -32,13 +38,14 @@ class SyntheticStream:
     """Lands the stream: the warm-up at once, then a shard every ``shard_interval_s`` once the warm-up is committed.
 
     The wall clock starts with the warm-up's commit, so that a slow first training is not a backlog of the stream's own
-    making; a caller that is late lands everything that is due.
+    making; a caller that is late lands everything that is due. ``items`` is where the side feed lands, if it does.
     """
 
-    def __init__(self, config: SyntheticConfig, seed: int, landing: Landing) -> None:
+    def __init__(self, config: SyntheticConfig, seed: int, landing: Landing, items: Landing | None = None) -> None:
         self._config = config
         self._seed = seed
         self._landing = landing
+        self._items = items
         self._num_landed: int | None = None
         self._anchor: tuple[float, int] | None = None
 
@@ -53,10 +60,16 @@ class SyntheticStream:
             self._num_landed = self._landing.num_landed()
         landed = []
         while not self.exhausted and self._due(now_s, committed_files):
+            self._land_items(self._num_landed)
             rows = shard_events(self._config, self._seed, self._num_landed)
             landed.append(self._landing.land(shard_name(self._num_landed), rows))
             self._num_landed += 1
         return tuple(landed)
+
+    def _land_items(self, index: int) -> None:
+        """What there is to say of items before the shard of this number lands."""
+        if self._items is not None and (rows := shard_items(self._config, self._seed, index)).num_rows:
+            self._items.land(f"items-{index:06d}{SUFFIX}", rows)
 
     def _due(self, now_s: float, committed_files: int) -> bool:
         assert self._num_landed is not None
@@ -77,6 +90,66 @@ def shard_events(config: SyntheticConfig, seed: int, index: int) -> pa.Table:
     num_blocks = _warmup_blocks(config)
     blocks = pa.concat_tables([_block_events(config, seed, block) for block in range(1 - num_blocks, 1)])
     return blocks.slice(max(0, blocks.num_rows - config.warmup_events)).combine_chunks()
+
+
+def shard_items(config: SyntheticConfig, seed: int, index: int) -> pa.Table:
+    """The side feed's rows before shard ``index``: items of the next block that are new, and those that have left.
+
+    item_id, ts, status, name, category, aisle, colour; pure in its arguments.
+    """
+    first = _window(config, 1 - _warmup_blocks(config))
+    before = first if index == 0 else _window(config, index - 1)
+    now, ahead = _window(config, index), _window(config, index + 1)
+    born_I = np.arange(before.oldest if index == 0 else now.stop, ahead.stop)
+    left_I = np.arange(before.oldest, min(now.oldest, before.stop))
+    item_I = np.concatenate([born_I[~np.isin(born_I, left_I)], left_I])
+    cluster_I, order_I = _places(config, seed, item_I)
+    aisle_I = [f"{cluster}-{int(order * _AISLES)}" for cluster, order in zip(cluster_I, order_I, strict=True)]
+    retired_I = np.isin(item_I, left_I)
+    ts_ms = _EPOCH_MS + (index - 1) * max(16, round(config.shard_interval_s * 1000))
+    return pa.table(
+        {
+            "item_id": item_I,
+            "ts": pa.array(np.full(len(item_I), ts_ms), pa.timestamp("ms", tz="UTC")),
+            "status": pa.array(np.where(retired_I, "retired", "active"), pa.string()),
+            "name": pa.array([f"{aisle} no. {item}" for item, aisle in zip(item_I, aisle_I, strict=True)], pa.string()),
+            "category": pa.array([str(cluster) for cluster in cluster_I], pa.string()),
+            "aisle": pa.array(aisle_I, pa.string()),
+            "colour": pa.array(
+                [_COLOURS[int(u * len(_COLOURS))] for u in _uniform(item_I, seed, "colour")], pa.string()
+            ),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The ids of the items alive in a block."""
+
+    oldest: int
+    stop: int
+
+
+def _window(config: SyntheticConfig, block: int) -> _Window:
+    elapsed = block + _warmup_blocks(config)
+    oldest = int(elapsed * _births(config)) // config.launch_items * config.launch_items
+    return _Window(oldest, oldest + config.num_items)
+
+
+def _births(config: SyntheticConfig) -> float:
+    return config.num_items / 2000 if config.births_per_shard is None else config.births_per_shard
+
+
+def _places(
+    config: SyntheticConfig, seed: int, item_I: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each item's cluster, and its place in the cluster's ring, in [0, 1)."""
+    cluster_I = (hash64_array(item_I, seed, "cluster") % np.uint64(_num_clusters(config))).astype(np.int64)
+    return cluster_I, _uniform(item_I, seed, "order")
+
+
+def _num_clusters(config: SyntheticConfig) -> int:
+    return max(1, config.num_items // _ITEMS_PER_CLUSTER)
 
 
 def _warmup_blocks(config: SyntheticConfig) -> int:
@@ -187,18 +260,18 @@ class _Shop:
     """The items alive in a block, sorted by cluster, with their popularity. Positions index ``item_I``."""
 
     def __init__(self, config: SyntheticConfig, seed: int, block: int) -> None:
-        births_per_block = config.num_items / 2000
         elapsed = block + _warmup_blocks(config)
-        oldest = int(elapsed * births_per_block)
-        item_I = np.arange(oldest, oldest + config.num_items, dtype=np.int64)
-        self.num_clusters = max(1, config.num_items // _ITEMS_PER_CLUSTER)
-        cluster_I = (hash64_array(item_I, seed, "cluster") % np.uint64(self.num_clusters)).astype(np.int64)
-        order_I = np.lexsort((hash64_array(item_I, seed, "order"), cluster_I))
+        window = _window(config, block)
+        item_I = np.arange(window.oldest, window.stop, dtype=np.int64)
+        self.num_clusters = _num_clusters(config)
+        cluster_I, place_I = _places(config, seed, item_I)
+        order_I = np.lexsort((place_I, cluster_I))
         self.item_I, self.cluster_I = item_I[order_I], cluster_I[order_I]
         self._start_C = np.searchsorted(self.cluster_I, np.arange(self.num_clusters + 1))
         base_I, period_I, phase_I = (_uniform(self.item_I, seed, name) for name in ("base", "period", "phase"))
         wave_I = np.sin(2 * np.pi * (elapsed / (40 + 160 * period_I) + phase_I))
-        age_I = elapsed - (self.item_I - config.num_items) / births_per_block
+        launch_I = (self.item_I - config.num_items) // config.launch_items * config.launch_items
+        age_I = elapsed - launch_I / _births(config)
         heat_I = -0.8 * np.log1p(-base_I) + 1.5 * wave_I + 1.5 * np.exp(-np.maximum(age_I, 0.0) / 30)
         self._cumulative_I = np.concatenate([[0.0], np.cumsum(np.exp(heat_I))])
 

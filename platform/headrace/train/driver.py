@@ -25,6 +25,7 @@ from headrace.clock import monotonic_s
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, HeadraceError, TrainingError
+from headrace.feed.items import items_landing
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.replayer import Replayer
 from headrace.feed.synthetic import SyntheticStream
@@ -320,7 +321,9 @@ def _absolute(recipe: Recipe, run_dir: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "run": recipe.run.model_copy(update={"dir": str(run_dir)}),
-            "feed": recipe.feed.model_copy(update={"path": absolute(recipe.feed.path)}),
+            "feed": recipe.feed.model_copy(
+                update={"path": absolute(recipe.feed.path), "items_path": absolute(recipe.feed.items_path)}
+            ),
             "store": recipe.store.model_copy(update={"uri": absolute(recipe.store.uri)}),
         }
     )
@@ -372,7 +375,7 @@ def _landing(recipe: Recipe, run_dir: Path) -> Landing:
 def _source(recipe: Recipe, landing: Landing) -> ShardSource | None:
     feed = recipe.feed
     if feed.synthetic is not None:
-        return SyntheticStream(feed.synthetic, recipe.seed, landing)
+        return SyntheticStream(feed.synthetic, recipe.seed, landing, items_landing(feed, f"{recipe.run.dir}/items"))
     if feed.replay is None:
         return None
     if feed.path is None:

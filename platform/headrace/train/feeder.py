@@ -14,6 +14,7 @@ from headrace.commit.chain import Chain
 from headrace.config.recipe import Recipe
 from headrace.errors import DataError
 from headrace.feed.entries import Entry, Quarantine, Shard
+from headrace.feed.items import ItemsFolder, items_landing
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -112,7 +113,11 @@ class Feeder:
         self._notice = notice
         self._told = 0
         writer = LedgerWriter.open(store, epoch)
-        self._keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=recipe.run.max_increments)
+        side = items_landing(recipe.feed, f"{recipe.run.dir}/items")
+        items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes, notice)
+        self._keeper = Keeper(
+            recipe.feed, recipe.columns, landing, writer, last_cut=recipe.run.max_increments, items=items
+        )
         latest = self._chain.latest()
         self.newest_commit = latest.cut if latest else -1
         """Cut of the newest commit; -1 before the first."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.blend.weights import update
+from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
 from headrace.errors import TrainingError
@@ -31,9 +32,9 @@ from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
-from headrace.train.rows import start_rows
-from headrace.train.times import believed_times
+from headrace.train.rows import follow_attributes, start_rows
 from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
+from headrace.train.times import believed_times
 
 _REPLAY_BATCH = 2048
 """Examples in a request to replay, of which a few are in flight."""
@@ -91,6 +92,8 @@ def train_increment(
     watch = Stopwatch(waited_s)
     cut, warmup = cut_rows.cut, state.commit is None
     state.catalogue.admit(cut_rows.item_I)
+    if cut_rows.told is not None:
+        state.catalogue.tell(cut_rows.told)
     times = believed_times(cut_rows, state.watermark_ms, state.recipe.feed, group)
     intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe, times)
     asked = questions.queries(intake, state.recipe.inputs)
@@ -108,6 +111,8 @@ def train_increment(
         state.replay.admit(cut.number)
     if decision.verdict == "reject":
         _go_back(state, committer.store, group, decision)
+        if cut_rows.told is not None:  # the side feed is no part of what was rejected
+            state.catalogue.tell(cut_rows.told)
         candidate, fates = state.recommender(), {"quarantined": cut.num_rows}
     else:
         state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
@@ -194,12 +199,13 @@ def _train(
     passed = train_passes(
         state.step,
         mixed,
-        state.eligible,
+        state.catalogue.touched(state.eligible),
         state.catalogue.slot_I,
         epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
         seed=recipe.seed,
         increment=increment,
     )
+    follow_attributes(state)
     state.step.end_increment(made)
     if state.replay is not None:
         state.replay.stage(increment, made, groups_of(made, intake.rows))
@@ -276,10 +282,15 @@ def _gate(
         num_events=len(taken.number_N),
         max_item_events=int(per_item.max(initial=0)),
         max_user_events=taken.max_user_events,
-        eligible_before=0 if state.learner is None else len(state.learner.eligible),
+        eligible_before=0 if state.learner is None else _not_retired(state, state.learner.eligible),
         eligible_after=len(candidate.eligible),
     )
     return decide(signs, state.recipe.gate)
+
+
+def _not_retired(state: LearnerState, eligible: Eligible) -> int:
+    """Items that the side feed retires are no loss that a gate should see."""
+    return int((~state.catalogue.listing.retired_I[eligible.number_E]).sum())
 
 
 def _churn(state: LearnerState, candidate: Recommender) -> float | None:

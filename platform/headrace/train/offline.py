@@ -11,14 +11,16 @@ import torch
 
 from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import Recipe
+from headrace.config.recipe import Recipe, SyntheticConfig
 from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries
+from headrace.feed.items import ItemsFolder, items_landing
 from headrace.feed.keeper import Keeper
-from headrace.feed.landing import Landing
+from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.replayer import Replayer
 from headrace.feed.rows import cut_rows
+from headrace.feed.synthetic import SyntheticStream
 from headrace.records import KEY_GROUPS, CutRows
 from headrace.replay.client import LocalReplay, ReplaySpec
 from headrace.store.fence import take_epoch
@@ -41,10 +43,9 @@ def replay(
 ) -> Iterator[Manifest]:
     """Replay ``feed.path`` as ``feed.replay`` says, increment after increment, up to ``last_cut``.
 
-    ``change`` sees each cut's rows before they are taken. ConfigError where there is nothing to replay.
+    With ``feed.synthetic`` it is that stream, a shard after every increment. ``change`` sees each cut's rows before
+    they are taken. ConfigError where there is nothing to replay.
     """
-    if recipe.feed.replay is None or recipe.feed.path is None:
-        raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
     repeatable()
     group = Solo()
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
@@ -54,13 +55,14 @@ def replay(
         state, committer = fresh(recipe, group, device, replay), Committer(store, epoch, group, keep=1)
         writer = LedgerWriter.open(store, epoch)
         reader = LedgerReader(store, epoch.number)
-        source = Replayer(
-            recipe.feed.replay, recipe.columns, Landing(recipe.feed.path), landing, recipe.feed.warmup_shards
-        )
-        keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=last_cut)
+        side = items_landing(recipe.feed, f"{folder}/items")
+        items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes)
+        source = _source(recipe, landing, side)
+        keeper = Keeper(recipe.feed, recipe.columns, landing, writer, last_cut=last_cut, items=items)
         done = -1
         while last_cut is None or done < last_cut:
-            landed = source.step(monotonic_s(), keeper.settled_files(done))
+            now_s = monotonic_s() if recipe.feed.synthetic is None else _due_s(recipe.feed.synthetic, done + 1)
+            landed = source.step(now_s, keeper.settled_files(done))
             polled = keeper.poll(monotonic_s(), done)
             if source.exhausted and not (landed or polled.unsettled or polled.shards or polled.cuts):
                 return
@@ -68,6 +70,20 @@ def replay(
                 part = cut_rows(reader, cut, recipe.columns, range(KEY_GROUPS))
                 yield train_increment(change(part, state), state, group, committer)
                 done = cut.number
+
+
+def _source(recipe: Recipe, landing: Landing, items: Landing | None) -> ShardSource:
+    feed = recipe.feed
+    if feed.synthetic is not None:
+        return SyntheticStream(feed.synthetic, recipe.seed, landing, items)
+    if feed.replay is None or feed.path is None:
+        raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
+    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
+
+
+def _due_s(config: SyntheticConfig, shard: int) -> float:
+    """A clock on which this shard of the synthetic stream is just due."""
+    return shard * config.shard_interval_s * (1.0 + 1e-9)
 
 
 def queries_of(part: CutRows, state: LearnerState) -> Queries:

@@ -174,7 +174,7 @@ def fresh(recipe: Recipe, group: Group, device: torch.device, replay: Replay | N
         replay,
         TrainStep(model.to(device), build_objective(recipe.objective), methods, recipe.train, group, recipe.seed),
         methods,
-        Catalogue(),
+        Catalogue(recipe.catalogue.attributes),
         build_experts(recipe.experts),
         Weights.even([expert.name for expert in recipe.experts]),
         _history(recipe, group),
@@ -222,6 +222,7 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state = fresh(recipe, group, device)
     load_learner(state, store, manifest)
     state.catalogue = Catalogue.from_state(_read(store, manifest, "catalogue"))
+    state.catalogue.listing = state.catalogue.listing.of(recipe.catalogue.attributes)
     state.experts = load_experts(recipe.experts, _read(store, manifest, "experts"))
     _deal(state.history, _read(store, manifest, "history"), facts["world"], group)
     if state.seen is not None:
