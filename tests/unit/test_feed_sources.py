@@ -11,7 +11,7 @@ from headrace.config.recipe import ColumnsConfig, ReplayConfig, SyntheticConfig
 from headrace.errors import DataError
 from headrace.feed.landing import Landing, shard_name
 from headrace.feed.replayer import Replayer
-from headrace.feed.synthetic import SyntheticStream, shard_events
+from headrace.feed.synthetic import SyntheticStream, shard_events, shard_items
 
 T0 = 1_700_000_130_000  # 30 s after a multiple of 100 s
 FAR = 10**6
@@ -180,3 +180,54 @@ def test_small_shards_keep_their_size(events_per_shard):
     config = SyntheticConfig(num_items=50, events_per_shard=events_per_shard, warmup_events=20)
     assert shard_events(config, 1, 5).num_rows == events_per_shard
     assert shard_events(config, 1, 0).num_rows == 20
+
+
+SHOP = SyntheticConfig(
+    num_items=80, events_per_shard=100, warmup_events=300, births_per_shard=4, launch_items=8, items=True
+)
+
+
+def test_every_item_is_listed_a_shard_before_it_is_met_and_retired_once_it_has_left():
+    listed, retired = set(), set()
+    for index in range(12):
+        rows = shard_items(SHOP, 1, index)
+        assert rows.equals(shard_items(SHOP, 1, index))
+        by_status = dict.fromkeys(("active", "retired"), ())
+        for status in by_status:
+            by_status[status] = set(rows.filter(pa.compute.equal(rows["status"], status))["item_id"].to_pylist())
+        if index:
+            met = set(shard_events(SHOP, 1, index)["item_id"].to_pylist())
+            assert met <= listed
+            late = sum(item in retired for item in shard_events(SHOP, 1, index)["item_id"].to_pylist())
+            assert late <= 10, "only sessions that began before may still name them"
+        assert not by_status["active"] & listed
+        assert by_status["retired"] <= listed or index == 0
+        listed |= by_status["active"] | by_status["retired"]
+        retired |= by_status["retired"]
+        assert len(listed - retired) in (80, 88)
+
+
+def test_attributes_say_where_an_item_stands():
+    rows = shard_items(SHOP, 1, 0).to_pylist()
+    assert {row["aisle"].split("-")[0] for row in rows if row["category"] == "1"} == {"1"}
+    assert all(row["name"].startswith(row["aisle"]) for row in rows)
+    aisle_of = {row["item_id"]: row["aisle"] for row in rows}
+    events = shard_events(SHOP, 1, 0).sort_by([("session_id", "ascending"), ("ts", "ascending")])
+    item, session = events["item_id"].to_numpy(), events["session_id"].to_numpy()
+    pairs = [
+        (aisle_of[a], aisle_of[b]) for a, b, s, t in zip(item, item[1:], session, session[1:], strict=False) if s == t
+    ]
+    same = np.mean([a.split("-")[0] == b.split("-")[0] for a, b in pairs])
+    near = np.mean([a == b for a, b in pairs])
+    assert same > 0.7
+    assert near > 2 / 16, "sixteen aisles"
+
+
+def test_the_side_feed_lands_before_its_shard_and_again_with_the_same_bytes(tmp_path):
+    landing, items = Landing(str(tmp_path / "shards")), Landing(str(tmp_path / "items"))
+    for _ in range(2):
+        SyntheticStream(SHOP, 1, landing, items).step(0.0, 0)
+        first = contents(tmp_path / "items")
+        assert list(first) == ["items-000000.parquet"]
+        (tmp_path / "shards" / shard_name(0)).unlink()
+    assert contents(tmp_path / "items") == first
