@@ -4,15 +4,23 @@ Objects are put under a temporary name and renamed where the file system renames
 it does not. Parts are named by the sha256 of their content, so a part that did not change is not written again.
 """
 
+import contextlib
 import hashlib
 import os
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pyarrow import fs
 
 from headrace.errors import ConfigError, StoreError
+from headrace.store.patience import Wait, patiently
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,14 @@ class PartRef:
 
 
 class Store:
-    """Objects by name, and parts by content, under one URI. Cheap to construct; safe to use from several threads."""
+    """Objects by name, and parts by content, under one URI. Cheap to construct; safe to use from several threads.
 
-    def __init__(self, uri: str) -> None:
+    A store that is away is waited for, with ``wait``; StoreError where it stays away, or is full.
+    """
+
+    def __init__(self, uri: str, wait: Wait = time.sleep) -> None:
         self.uri = uri
+        self._wait = wait
         self._fs, self._root = resolve(uri)
         self._local = isinstance(self._fs, fs.LocalFileSystem)
 
@@ -38,25 +50,35 @@ class Store:
 
     def put(self, name: str, content: bytes) -> None:
         """Store ``content`` under ``name``; readers see all of it or nothing. Replaces what was there."""
+        self._patiently(partial(self._put, name, content), name)
+
+    def _put(self, name: str, content: bytes) -> None:
         path = self._path(name)
         if not self._local:
             with self._fs.open_output_stream(path) as stream:
                 stream.write(content)
             return
-        temporary = f"{self._root}/.tmp/{uuid.uuid4().hex}"
+        temporary = Path(f"{self._root}/.tmp/{uuid.uuid4().hex}")
         try:
-            Path(temporary).write_bytes(content)
-        except FileNotFoundError:
-            Path(temporary).parent.mkdir(parents=True, exist_ok=True)
-            Path(temporary).write_bytes(content)
-        try:
-            os.replace(temporary, path)
-        except FileNotFoundError:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary, path)
+            try:
+                temporary.write_bytes(content)
+            except FileNotFoundError:
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(content)
+            try:
+                os.replace(temporary, path)
+            except FileNotFoundError:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half of an object would hold space that is wanted
+            raise
 
     def get(self, name: str) -> bytes:
         """The content stored under ``name``; FileNotFoundError when there is none."""
+        return self._patiently(partial(self._get, name), name)
+
+    def _get(self, name: str) -> bytes:
         path = self._path(name)
         if self._local:
             return Path(path).read_bytes()
@@ -68,16 +90,21 @@ class Store:
         path = self._path(name)
         if self._local:
             return os.path.exists(path)
-        return bool(self._fs.get_file_info(path).type == fs.FileType.File)
+        return bool(self._patiently(partial(self._fs.get_file_info, path), name).type == fs.FileType.File)
 
     def names(self, folder: str) -> list[str]:
         """The names (relative to ``folder``, sorted) of the objects directly in it; empty when it does not exist."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File)
+        listed = self._patiently(lambda: self._fs.get_file_info(selector), folder)
+        return sorted(info.base_name for info in listed if info.type == fs.FileType.File)
 
     def delete(self, name: str) -> None:
         """Remove ``name``; nothing happens when it is not there."""
         if self.exists(name):
+            self._patiently(partial(self._delete, name), name)
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # gone in the turn before, which only failed to say so
             self._fs.delete_file(self._path(name))
 
     def put_part(self, content: bytes) -> PartRef:
@@ -111,8 +138,11 @@ class Store:
                 return os.stat(self._path(name)).st_size
             except FileNotFoundError:
                 return None
-        info = self._fs.get_file_info(self._path(name))
+        info = self._patiently(partial(self._fs.get_file_info, self._path(name)), name)
         return int(info.size) if info.type == fs.FileType.File else None
+
+    def _patiently(self, action: Callable[[], _T], name: str) -> _T:
+        return patiently(action, f"{name} in {self.uri}", is_local=self._local, wait=self._wait)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
