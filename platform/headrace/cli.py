@@ -1,5 +1,6 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -427,6 +428,11 @@ def _errors_in_words() -> Iterator[None]:
 
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text(str(error), style="red"))
         raise typer.Exit(2 if isinstance(error, _USER_MISTAKES) else 1) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"no space is left ({error}): free some; the same command goes on from the newest commit", err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

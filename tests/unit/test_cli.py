@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -141,6 +142,14 @@ def test_errors_are_said_in_words(headrace, driver, error, status):
     assert result.exit_code == status
     assert str(error) in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_full_disk_is_said_in_words(headrace, driver):
+    driver.outcome = OSError(errno.ENOSPC, "No space left on device")
+    result = headrace("run")
+    assert (result.exit_code, "no space is left" in result.stderr) == (1, True)
+    driver.outcome = OSError(errno.EIO, "Input/output error")
+    assert isinstance(headrace("run").exception, OSError)
 
 
 def test_our_own_mistakes_keep_their_traceback(headrace, driver):

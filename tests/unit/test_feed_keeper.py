@@ -11,6 +11,7 @@ import pytest
 from pyarrow import fs
 
 from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.errors import DataError
 from headrace.feed import keeper as keeper_module
 from headrace.feed import landing as landing_module
 from headrace.feed.entries import Shard
@@ -269,6 +270,45 @@ def test_a_truncated_file_is_set_aside_once_it_has_been_stable_for_long(tmp_path
     (aside,) = flat(polls, "quarantined")
     assert "cannot be read as Parquet" in aside.reason
     assert polls[-1].unsettled == 0
+
+
+class FarLanding(Landing):
+    """A folder that can be away."""
+
+    away = False
+
+    def list_new(self, known):
+        if self.away:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return super().list_new(known)
+
+
+def test_a_folder_that_is_away_is_waited_for_and_nothing_is_set_aside_meanwhile(tmp_path):
+    feed = Feed(tmp_path)
+    feed.landing = FarLanding(feed.landing.uri)
+    feed.restart()
+    feed.land("a.parquet", events(0, 5))
+    feed.poll(1)
+    feed.landing.away = True
+    assert flat(feed.poll(10, step_s=1.0), "quarantined") == []
+    feed.landing.away = False
+    assert [shard.num_rows for shard in flat(feed.poll(1), "shards")] == [5]
+    feed.landing.away = True
+    with pytest.raises(DataError, match=r"landing has been away for 6. s .* the same command goes on from it"):
+        feed.poll(70, step_s=1.0)
+
+
+def test_a_file_that_cannot_be_opened_for_a_while_is_not_set_aside(tmp_path, monkeypatch):
+    feed = Feed(tmp_path)
+    feed.land("a.parquet", events(0, 5))
+
+    def away(uri):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper_module, "open_file", away)
+        assert flat(feed.poll(40, step_s=1.0), "quarantined") == []
+    assert [shard.num_rows for shard in flat(feed.poll(1), "shards")] == [5]
 
 
 def test_a_file_torn_in_the_middle_is_set_aside(tmp_path):

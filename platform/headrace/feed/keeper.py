@@ -32,6 +32,7 @@ _CHUNK_BYTES = 2**20
 _MAGIC = b"PAR1"
 _REMEMBERED_SHARDS = 10_000
 _REQUESTS_S = 1.0  # how often requests for a release are looked for
+_AWAY_S = 60.0  # a landing folder that cannot be reached for longer ends the run
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Keeper:
         self._first_seen_s: dict[int, float] = {}
         self._started_s: float | None = None
         self._requests_s = float("-inf")
+        self._away_since_s: float | None = None
         self._stopped = False
 
     @property
@@ -164,7 +166,9 @@ class Keeper:
 
     def _ready(self, now_s: float) -> list[str]:
         """New files, by name, whose size two listings agree on."""
-        listed = self._landing.list_new(self._known)
+        listed = self._list(now_s)
+        if listed is None:
+            return []
         before, self._seen = self._seen, {}
         ready = []
         for name, size_bytes in listed:
@@ -176,16 +180,37 @@ class Keeper:
             self._seen[name] = last
         return ready[:_FILES_PER_POLL]
 
+    def _list(self, now_s: float) -> list[tuple[str, int]] | None:
+        """What is new in the folder; None while it is away, DataError when it stays away."""
+        try:
+            listed = self._landing.list_new(self._known)
+        except OSError as error:
+            if self._away_since_s is None:
+                _log.warning("%s is away: %s", self._landing.uri, error)
+                self._away_since_s = now_s
+            away_s = now_s - self._away_since_s
+            if away_s >= _AWAY_S:
+                raise DataError(
+                    f"{self._landing.uri} has been away for {away_s:.0f} s ({error}). What was committed stands, and "
+                    "the same command goes on from it"
+                ) from error
+            return None
+        self._away_since_s = None
+        return listed
+
     def _take(self, name: str, now_s: float) -> Shard | Quarantine | None:
         """Record one file; None while it is not whole."""
         seen = self._seen[name]
+        opened = False
         try:
             with _open(self._landing.uri_of(name)) as file:
+                opened = True
                 entry = self._record(name, file)
         except FileNotFoundError:
             return None
         except (pa.ArrowInvalid, OSError) as error:
-            if now_s - seen.stable_since_s < self._patience_s:
+            is_away = isinstance(error, OSError) and not opened
+            if now_s - seen.stable_since_s < (_AWAY_S if is_away else self._patience_s):
                 return None
             entry = self._set_aside(name, "", seen.size_bytes, 0, f"it cannot be read as Parquet: {error}")
         del self._seen[name]
