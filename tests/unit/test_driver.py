@@ -11,7 +11,9 @@ from loop_kit import events, recipe
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import ColumnsConfig, ReplayConfig
 from headrace.errors import ConfigError, DataError
+from headrace.feed.entries import encode
 from headrace.feed.landing import Landing
+from headrace.feed.ledger import LedgerReader
 from headrace.feed.replayer import Replayer
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
@@ -79,6 +81,29 @@ def test_a_file_without_the_column_is_named_on_the_terminal(tmp_path: Path) -> N
     assert len(told) == 1
     assert "a.parquet is set aside" in told[0]
     assert "item_id" in told[0]
+
+
+def test_rows_put_back_are_said_and_have_no_second_freshness(tmp_path: Path) -> None:
+    landing, store = Landing(str(tmp_path / "landing")), Store(str(tmp_path / "store"))
+    bad = events(60, seed=1, start_ms=10**7)
+    landing.land("a.parquet", events(60, seed=0))
+    landing.land("b.parquet", bad.set_column(1, "ts", pa.array([-5, *bad["ts"].to_pylist()[1:]])))
+    told: list[str] = []
+    log = LandingLog(tmp_path / "landings.jsonl")
+    feeder = Feeder(recipe(), store, take_epoch(store), landing, None, log, told.append)
+    for _ in range(2):
+        feeder._poll()
+    assert told == [f"1 rows of {tmp_path}/landing/b.parquet are dropped: the time in ts lies before 1970"]
+    feeder.newest_commit = 1
+    reader = LedgerReader(store)
+    store.put(f"releases/{reader.cut(1).record:010d}.json", encode(reader.cut(1), 0))
+    feeder = Feeder(recipe(), store, take_epoch(store), landing, None, log, told.append)
+    feeder.newest_commit = 1
+    feeder._poll()
+    assert told[1:] == [f"number {reader.cut(1).record} of the quarantine is released: 59 rows wait again"]
+    again = LedgerReader(store).cut(2)
+    assert (again.num_rows, again.released) == (59, 59)
+    assert [(r.shard, r.cut, r.rows) for r in log.records()] == [("a.parquet", 0, 60), ("b.parquet", 1, 59)]
 
 
 def test_a_log_file_that_cannot_be_read_ends_nothing_in_silence(tmp_path: Path) -> None:

@@ -228,9 +228,12 @@ class _Run:
             return "ended before the first commit"
         version = max((m.version for m in manifests if m.version is not None), default=None)
         counters = manifests[-1].facts["counters"]
+        num_aside = counters["quarantined"] + counters["late_set_aside"]
+        aside = f"\n{num_aside} rows are set aside: headrace quarantine list --store {self._store.uri}"
         return (
             f"{len(manifests)} increments, {counters['events_in']} events in, {counters['trained_once']} trained once, "
             f"version {version}, state {manifests[-1].state_digest[:12]}\nreport: {self._run_dir / 'report.json'}"
+            f"{aside if num_aside else ''}"
         )
 
 

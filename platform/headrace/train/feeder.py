@@ -13,7 +13,7 @@ from headrace.clock import monotonic_s
 from headrace.commit.chain import Chain
 from headrace.config.recipe import Recipe
 from headrace.errors import DataError
-from headrace.feed.entries import Entry, Quarantine, Shard
+from headrace.feed.entries import Entry, Shard
 from headrace.feed.items import ItemsFolder, items_landing
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
@@ -176,7 +176,11 @@ class Feeder:
     def _poll(self) -> None:
         polled = self._keeper.poll(monotonic_s(), self.newest_commit)
         for aside in polled.quarantined:
-            self._tell(aside)
+            self._tell(f"{aside.uri} is set aside: {aside.reason}")
+        for shard in polled.shards:
+            if shard.dropped.rows:
+                reasons = "; ".join(reason for reason, _ in shard.dropped.reasons)
+                self._tell(f"{len(shard.dropped.rows)} rows of {shard.uri} are dropped: {reasons}")
         for release in polled.released:
             what = f"{release.uri} is looked at again" if release.uri else f"{release.num_rows} rows wait again"
             self._notice(f"number {release.of} of the quarantine is released: {what}")
@@ -205,13 +209,13 @@ class Feeder:
             )
         return self._keeper.backlog_rows == 0
 
-    def _tell(self, aside: Quarantine) -> None:
-        """The first few files that cannot be used are named on the terminal, all of them in the log."""
+    def _tell(self, aside: str) -> None:
+        """The first few files with rows that cannot be used are named on the terminal, all of them in the log."""
         self._told += 1
         if self._told <= _TOLD_FILES:
-            self._notice(f"{aside.uri} is set aside: {aside.reason}")
+            self._notice(aside)
         elif self._told == _TOLD_FILES + 1:
-            self._notice("further files that cannot be used are named in run.log only")
+            self._notice("further files that cannot be used are named in run.log, and by headrace quarantine list")
 
     def _note(self, entry: Entry) -> None:
         """Tell the log which cut takes which shard, and when a shard of somebody else's landed."""
