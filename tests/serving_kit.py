@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from headrace.blend.calibration import Calibration
 from headrace.blend.weights import Weights
 from headrace.bundles.bundle import Bundle, bundle_of
 from headrace.bundles.publish import publish
@@ -70,6 +71,7 @@ def commit_version(
             "watermark_ms": WATERMARK_MS + version,
             "weights": Weights.even([PopularConfig().name]).as_mapping(),
             "seen_last": False,
+            "calibration": Calibration.plain([PopularConfig().name]).state(),
             "num_items": len(raw_ids),
         },
         Envelope(epoch.number, epoch.token, 1_750_000_000_000, 1.0, {}),

@@ -121,7 +121,8 @@ class Ranks:
 
     def judge(self, *_: object) -> Judged:
         unknown_T = np.full(len(self.rank_T), np.nan)
-        return Judged({"blend": self.rank_T, "neural": 31 - self.rank_T}, {"neural": unknown_T, "uniform": unknown_T})
+        p = {"neural": unknown_T, "uniform": unknown_T}
+        return Judged({"blend": self.rank_T, "neural": 31 - self.rank_T}, p, {"neural": unknown_T})
 
 
 def test_an_item_that_many_want_is_one_piece_of_evidence() -> None:

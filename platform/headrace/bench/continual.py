@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from headrace.bench.output import print_table
+from headrace.blend.calibration import recalibrate
 from headrace.blend.weights import per_query, update
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
@@ -92,12 +93,16 @@ def _running(asked: Queries, state: LearnerState) -> dict[str, float]:
     blend, learner = state.recipe.blend, state.learner
     assert learner is not None
     asked = asked.take(np.lexsort((asked.row_Q, asked.shard_Q)))
-    weights, values = state.weights, []
+    weights, calibration, values = state.weights, state.calibration, []
     for first in range(0, len(asked), _STRIDE):
         chunk = asked.take(np.arange(first, min(first + _STRIDE, len(asked))))
-        judged = learner.reweighted(weights).judge(chunk.contexts, chunk.target_T, chunk.offset_R)
+        version = learner.remixed(weights, calibration.exponents)
+        judged = version.judge(chunk.contexts, chunk.target_T, chunk.offset_R)
         values.append({name: metric(judged.rank[BLEND], chunk.offset_R) for name, metric in METRICS.items()})
-        weights = update(weights, per_query(judged.probability, chunk.offset_R), blend.eta, blend.share).weights
+        p, slope = (per_query(of, chunk.offset_R) for of in (judged.probability, judged.slope))
+        if blend.calibrate:
+            calibration = recalibrate(calibration, weights, p, slope)
+        weights = update(weights, p, blend.eta, blend.share).weights
     known_Q = known(asked, learner)
     return {name: float(np.concatenate([value[name] for value in values])[known_Q].mean()) for name in METRICS}
 

@@ -21,6 +21,7 @@ from headrace.commit.manifest import Manifest
 from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, SasRecConfig
 from headrace.errors import StoreError
 from headrace.experts.build import load_experts, read_configs
+from headrace.history.past import Past
 from headrace.models.build import load_model
 from headrace.recommend.recommender import Recommender
 from headrace.store.arrays import load_arrays
@@ -28,7 +29,8 @@ from headrace.store.store import PartRef, Store
 
 SERVED = ("model", "catalogue", "experts", "history")
 """Folders of a commit's parts that a bundle names."""
-_LOADED = ("model", "catalogue", "experts")
+_ANSWERS = ("model", "catalogue", "experts")
+"""What every answer needs; history is for those that look up users."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Bundle:
     watermark_ms: int
     weights: Mapping[str, float]
     """Of the blend, by expert."""
+    exponents: Mapping[str, float]
+    """Of each expert's probabilities, before they are mixed."""
     seen_last: bool
     """Whether items of a query's own context come last."""
     recipe: Mapping[str, Any]
@@ -99,6 +103,7 @@ def bundle_of(manifest: Manifest, parent: int | None = None) -> Bundle:
         wall_ms=manifest.envelope.wall_ms,
         watermark_ms=manifest.facts["watermark_ms"],
         weights=dict(manifest.facts["weights"]),
+        exponents={name: pair[0] for name, pair in manifest.facts["calibration"].items()},
         seen_last=manifest.facts["seen_last"],
         recipe=dict(manifest.facts["recipe"]),
         parts={name: ref for name, ref in sorted(manifest.parts.items()) if name.split("/")[0] in SERVED},
@@ -112,7 +117,10 @@ class Loaded:
     bundle: Bundle
     recommender: Recommender
     catalogue: Catalogue
-    recipe_columns: ColumnsConfig
+    columns: ColumnsConfig
+    inputs: InputsConfig
+    past: Past | None
+    """What users did, so that a question may name one; None where it was left out."""
 
     @property
     def version(self) -> int:
@@ -121,7 +129,11 @@ class Loaded:
 
 
 class Loader:
-    """Loads bundles one after the other; parts that the one before had too are not read again."""
+    """Loads bundles one after the other; parts that the one before had too are not read again.
+
+    So of history only new segments are read: about as many rows as the commits since then took, and now and then one
+    that older ones were merged into. In memory it is bounded as the trainer's is, by ``history.max_bytes``.
+    """
 
     def __init__(self, store: Store, device: str = "cpu") -> None:
         self._store = store
@@ -130,15 +142,16 @@ class Loader:
         self.num_fetched = 0
         """Parts read from the store so far."""
 
-    def load(self, bundle: Bundle) -> Loaded:
-        """The version in memory, every digest verified.
+    def load(self, bundle: Bundle, with_past: bool = True) -> Loaded:
+        """The version in memory, every digest verified; ``with_past`` where users are to be looked up.
 
         StoreError where a part is missing or damaged, or does not fit; then nothing has changed.
         """
-        refs = {name: ref for name, ref in bundle.parts.items() if name.split("/")[0] in _LOADED}
+        folders = (*_ANSWERS, "history") if with_past else _ANSWERS
+        refs = {name: ref for name, ref in bundle.parts.items() if name.split("/")[0] in folders}
         arrays = {name: self._arrays(ref) for name, ref in refs.items()}
         try:
-            loaded = _assemble(bundle, arrays, self._device)
+            loaded = _assemble(bundle, arrays, self._device, with_past)
         except (KeyError, ValueError, TypeError) as error:
             raise StoreError(f"bundle {bundle.version} cannot be loaded: {error!r}") from error
         self._kept = {ref.sha256: arrays[name] for name, ref in refs.items()}
@@ -159,12 +172,12 @@ class Loader:
         return self._kept[ref.sha256]
 
 
-def load_bundle(store: Store, bundle: Bundle, device: str = "cpu") -> Loaded:
+def load_bundle(store: Store, bundle: Bundle, device: str = "cpu", with_past: bool = True) -> Loaded:
     """A version by itself; see ``Loader`` for many in a row."""
-    return Loader(store, device).load(bundle)
+    return Loader(store, device).load(bundle, with_past)
 
 
-def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], device: str) -> Loaded:
+def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], device: str, with_past: bool) -> Loaded:
     def folder(prefix: str) -> dict[str, dict[str, NDArray[Any]]]:
         return {name[len(prefix) + 1 :]: part for name, part in arrays.items() if name.startswith(prefix + "/")}
 
@@ -187,6 +200,8 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
         bundle.watermark_ms,
         inputs.max_events,
         bundle.seen_last,
+        bundle.exponents,
     )
     columns = ColumnsConfig.model_validate(bundle.recipe["columns"])
-    return Loaded(bundle, recommender.freeze(), catalogue, columns)
+    past = Past(folder("history")) if with_past else None
+    return Loaded(bundle, recommender.freeze(), catalogue, columns, inputs, past)

@@ -392,6 +392,8 @@ class BlendConfig(Section):
     eta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     share: Share = 0.0001
     """Spread evenly over all experts at every query, so that no weight can die."""
+    calibrate: bool = True
+    """Whether the stream also learns how sharply each expert is heard: one temperature each."""
 
 
 class RecommendConfig(Section):

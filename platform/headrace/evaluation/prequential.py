@@ -77,6 +77,8 @@ class Scored:
     probability: dict[str, NDArray[np.float64]]
     """For each of the learner's experts, (Q,) in ledger order: the target's probability (mean over its eligible
     targets); nan where the expert abstained or no target was eligible."""
+    slope: dict[str, NDArray[np.float64]]
+    """Of that probability by the logarithm of the expert's exponent, (Q,), likewise; see ``Judged``."""
     faults: dict[str, int]
     """By expert of the learner, where there are any: queries on which it failed, or its vote was not a probability."""
     signs: Mapping[str, NDArray[np.int8]]
@@ -128,10 +130,11 @@ def score(
         "failed": np.array(failed, dtype=np.int64),
         **{f"rank/{name}": rank_T for name, rank_T in rank_of.items()},
         **{f"p/{name}": p_Q for name, p_Q in per_query(own.probability, queries.offset_R).items()},
+        **{f"slope/{name}": slope_Q for name, slope_Q in per_query(own.slope, queries.offset_R).items()},
         "target": queries.target_T,
         **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
     }
-    return _summary(gather(mine), list(rank_of), list(own.probability), list(gained))
+    return _summary(gather(mine), list(rank_of), list(own.probability), list(own.slope), list(gained))
 
 
 def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
@@ -155,7 +158,13 @@ def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
     return np.asarray(context_Q & (np.add.reduceat(np.append(target_T, False), queries.offset_R[:-1]) > 0))
 
 
-def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[str], compared: Sequence[str]) -> Scored:
+def _summary(
+    parts: Sequence[Arrays],
+    voters: Sequence[str],
+    experts: Sequence[str],
+    calibrated: Sequence[str],
+    compared: Sequence[str],
+) -> Scored:
     shard_Q, row_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row"))
     order_Q = np.lexsort((row_Q, shard_Q))
     known_Q = np.concatenate([part["known"] for part in parts])[order_Q]
@@ -167,10 +176,11 @@ def _summary(parts: Sequence[Arrays], voters: Sequence[str], experts: Sequence[s
         if known_Q.any():
             metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
     probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
+    slope = {name: np.concatenate([part[f"slope/{name}"] for part in parts])[order_Q] for name in calibrated}
     signs = _signs(parts, compared)
     failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
     faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
-    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, faults, signs)
+    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, slope, faults, signs)
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

@@ -56,6 +56,12 @@ class Block:
         total_Q: NDArray[np.float64] = x_QE.sum(dim=1, dtype=torch.float64).cpu().numpy()
         return total_Q
 
+    def entropy(self, total_Q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of the model's probabilities, nats, ``(Q,)``; from exponentials whose sums are ``total_Q``."""
+        x_QE = self.logits_QE
+        told_Q = torch.special.xlogy(x_QE, x_QE).sum(dim=1, dtype=torch.float64).cpu().numpy()
+        return np.asarray(np.log(total_Q) - told_Q / total_Q, dtype=np.float64)
+
     def weights(self, weight_K: NDArray[np.float64]) -> NDArray[np.float64]:
         """The weights among those that vote on each query, ``(Q, K)``; rows sum to 1."""
         active_QK = np.ones((len(self), len(weight_K)), dtype=np.bool_)

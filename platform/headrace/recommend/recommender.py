@@ -3,6 +3,7 @@
 Evaluation calls ``judge``, serving calls ``top``; both score the same blocks in the same way, so they cannot disagree.
 The score of an item is the weighted sum of the experts' probabilities over the eligible set (the model's by exact
 softmax); the weights are renormalised over those that vote. A model has no vote on a context without known items.
+Each expert's probabilities are raised to its exponent first, which is 1 unless the stream has taught another.
 With ``seen_last``, the items of a query's own context have probability 0 and come after all others.
 Work is done in blocks of ``BLOCK`` queries, padded to that many, since a product over another shape differs in its last
 bits; exponents are summed in float64. Memory is a few times BLOCK x E, whatever is asked.
@@ -58,6 +59,8 @@ class Judged:
     probability: Mapping[str, NDArray[np.float64]]
     """By "neural", each counter and "uniform": the target's probability, (T,); nan in those two cases, and where the
     target was seen and seen items come last."""
+    slope: Mapping[str, NDArray[np.float64]]
+    """By "neural" and each counter: that probability's derivative by the logarithm of the expert's exponent, (T,)."""
 
 
 class Recommender:
@@ -76,6 +79,7 @@ class Recommender:
         watermark_ms: int,
         max_events: int,
         seen_last: bool = False,
+        exponents: Mapping[str, float] | None = None,
     ) -> None:
         names = expert_names([expert.name for expert in experts])
         if set(weights.names) != set(names):
@@ -91,7 +95,9 @@ class Recommender:
         self._slot_I = slot_I
         self._names = names
         self._weight_K = self._in_order(weights)
-        self._voters = Voters(list(experts), eligible)
+        self._experts = list(experts)
+        self._exponents = dict(exponents or {})
+        self._voters = Voters(self._experts, eligible, self._exponents)
         self._slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(model.table.weight.device)
         self._frozen_ED: Tensor | None = None
 
@@ -151,6 +157,7 @@ class Recommender:
         judged = Judged(
             {name: np.full(len(target_T), MISS, dtype=np.int64) for name in ranked},
             {name: np.full(len(target_T), np.nan) for name in self._names},
+            {name: np.full(len(target_T), np.nan) for name in self._names[:-1]},
         )
         column_T = self.eligible.column_of(target_T)
         query_T = np.repeat(np.arange(len(contexts)), np.diff(target_offset_R))
@@ -170,10 +177,12 @@ class Recommender:
             for block in self._blocks(contexts):
                 yield slice(block.first, block.first + len(block)), block.probabilities(block.exponentials())
 
-    def reweighted(self, weights: Weights) -> "Recommender":
-        """The same version with other weights of the blend; everything else is shared."""
+    def remixed(self, weights: Weights, exponents: Mapping[str, float]) -> "Recommender":
+        """The same version with another blend; everything else is shared."""
         other = copy(self)
         other._weight_K = self._in_order(weights)
+        other._exponents = dict(exponents)
+        other._voters = Voters(self._experts, self.eligible, other._exponents)
         return other
 
     def _in_order(self, weights: Weights) -> NDArray[np.float64]:
@@ -198,13 +207,17 @@ class Recommender:
                 on_T = vote.active_Q[row_T]
                 judged.rank[name][index_T[on_T]] = vote.rank(row_T[on_T], column_T[on_T])
                 on_T = on_T & unseen_T
-                judged.probability[name][index_T[on_T]] = vote.probability(row_T[on_T], column_T[on_T])
+                p_T = vote.probability(row_T[on_T], column_T[on_T])
+                judged.probability[name][index_T[on_T]] = p_T
+                judged.slope[name][index_T[on_T]] = _slope(p_T, vote.entropy(len(block))[row_T[on_T]])
         on_T = block.neural_Q[row_T]
         judged.rank[NEURAL][index_T[on_T]] = rank(block.logits_QE, row_T[on_T], column_T[on_T])
         total_Q = block.exponentials()
         on_T = on_T & unseen_T
         value_T = values(block.logits_QE, row_T[on_T], column_T[on_T]).double().cpu().numpy()
-        judged.probability[NEURAL][index_T[on_T]] = value_T / total_Q[row_T[on_T]]
+        p_T = value_T / total_Q[row_T[on_T]]
+        judged.probability[NEURAL][index_T[on_T]] = p_T
+        judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
         judged.rank[BLEND][index_T] = rank(block.mix(block.weights(self._weight_K), total_Q), row_T, column_T)
 
     def _blocks(self, contexts: Contexts) -> Iterator[Block]:
@@ -220,6 +233,8 @@ class Recommender:
             query_QD = encoded_QD[first : first + BLOCK]
             padded_BD = torch.nn.functional.pad(query_QD, (0, 0, 0, BLOCK - len(block)))
             logits_QE = (self.model.query_side(padded_BD) @ items_ED.T)[: len(block)]
+            if (exponent := self._exponents.get(NEURAL, 1.0)) != 1.0:
+                logits_QE *= exponent
             put_seen(logits_QE, seen, -torch.inf)
             highest_Q = logits_QE.amax(dim=1)
             finite_Q = torch.isfinite(highest_Q).cpu().numpy()
@@ -233,3 +248,8 @@ class Recommender:
         if self._frozen_ED is not None:
             return self._frozen_ED
         return self.model.item_side(self.model.table.vectors(self._slot_E))
+
+
+def _slope(p_T: NDArray[np.float64], entropy_T: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The derivative of these probabilities by the logarithm of their expert's exponent."""
+    return p_T * (np.log(np.maximum(p_T, 1e-300)) + entropy_T)

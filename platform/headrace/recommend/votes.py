@@ -2,12 +2,14 @@
 
 A vote is checked before it counts: one that is not finite, or negative, is an abstention, and is counted as a fault;
 so is an expert that raises. Nobody who asks shall meet an error because one of several voices fails.
-Where seen items come last, a vote is renormalised over the unseen ones; one that has nothing for them abstains.
+Probabilities are raised to the expert's exponent (blend/calibration.py) and normalised again. Where seen items come
+last, a vote is renormalised over the unseen ones; one that has nothing for them abstains.
 Shape legend: Q queries of a block, R = Q + 1 offsets, T targets (flat) or ragged entries, E eligible items.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,16 +25,27 @@ _log = logging.getLogger(__name__)
 
 MISS = int(np.iinfo(np.int64).max)
 """The rank of a target that cannot be answered: beyond every cutoff."""
+_TINY = np.float32(1e-30)  # its logarithm stands for that of 0, which is multiplied by 0
 _LEAST = 1e-6  # of a shared vector's mass that must be left to the unseen, so that it can be renormalised
 
 
 class SharedTable:
     """One probability vector for every query, and what ranking needs of it; the same from block to block."""
 
-    def __init__(self, p_E: NDArray[np.float32]) -> None:
-        self.p_E = p_E
-        self.sound = bool(np.isfinite(p_E).all()) and bool((p_E >= 0.0).all())
+    def __init__(self, said_E: NDArray[np.float32], exponent: float) -> None:
+        self.said_E = said_E
+        """As the expert says it."""
+        self.sound = bool(np.isfinite(said_E).all()) and bool((said_E >= 0.0).all())
+        self.p_E = _sharpened(said_E, exponent) if self.sound else said_E
         self._ascending_E: NDArray[np.float32] | None = None
+        self._spread_E: NDArray[np.float32] | None = None
+
+    @property
+    def spread_E(self) -> NDArray[np.float32]:
+        """Each item's term of the entropy, nats."""
+        if self._spread_E is None:
+            self._spread_E = -self.p_E * np.log(np.maximum(self.p_E, _TINY))
+        return self._spread_E
 
     def count_at_least(self, bound_T: NDArray[np.float32]) -> NDArray[np.int64]:
         """How many items have at least this probability."""
@@ -56,6 +69,14 @@ class SharedVote:
         """Of these columns, each unseen and for its query, which must be active."""
         return self.p_E[column_T] / self.left_Q[row_T]
 
+    def entropy(self, num_queries: int) -> NDArray[np.float64]:
+        """Of its probabilities over the unseen items of each query, nats; of active queries."""
+        total_Q = np.full(num_queries, float(self._table.spread_E.sum(dtype=np.float64)))
+        if self._seen is not None:
+            total_Q -= self._seen.mass(self._table.spread_E)
+        left_Q = np.maximum(self.left_Q, _LEAST)
+        return total_Q / left_Q + np.log(left_Q)
+
     def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 + the number of other items with at least this probability: all of them for a seen one."""
         bound_T = self.p_E[column_T]
@@ -69,7 +90,7 @@ class SharedVote:
 class SparseVote:
     """A sparse row for each query; an empty row abstains."""
 
-    def __init__(self, sparse: Sparse, num_items: int, seen: Seen | None) -> None:
+    def __init__(self, sparse: Sparse, num_items: int, seen: Seen | None, exponent: float = 1.0) -> None:
         self._num_items = num_items
         length_Q = np.diff(sparse.offset_R)
         row_T = np.repeat(np.arange(len(length_Q)), length_Q)
@@ -79,7 +100,9 @@ class SparseVote:
         if seen is not None:
             keep_T &= ~seen.holds(row_T, sparse.column_T)
         row_T, column_T, p_T = row_T[keep_T], sparse.column_T[keep_T], sparse.p_T[keep_T]
-        if seen is None:
+        if exponent != 1.0:
+            p_T = p_T**exponent
+        if seen is None and exponent == 1.0:
             self.active_Q = np.bincount(row_T, minlength=len(length_Q)) > 0
         else:
             left_Q = np.bincount(row_T, weights=p_T, minlength=len(length_Q))
@@ -98,6 +121,11 @@ class SparseVote:
         key_T = row_T * self._num_items + column_T
         at_T = np.minimum(np.searchsorted(self._key_T, key_T), len(self._key_T) - 1)
         return np.where(self._key_T[at_T] == key_T, self.p_T[at_T], 0.0).astype(np.float64)
+
+    def entropy(self, num_queries: int) -> NDArray[np.float64]:
+        """Of each query's probabilities, nats."""
+        spread_T = -self.p_T * np.log(np.maximum(self.p_T, _TINY))
+        return np.bincount(self.row_T, weights=spread_T, minlength=num_queries).astype(np.float64)
 
     def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 + the number of other items with at least this probability: all of them where it is 0."""
@@ -118,11 +146,20 @@ Vote = SharedVote | SparseVote | None
 """None: abstains on all."""
 
 
+def _sharpened(p_E: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
+    if exponent == 1.0:
+        return p_E
+    raised_E: NDArray[np.float64] = p_E.astype(np.float64) ** exponent
+    sharpened_E: NDArray[np.float32] = (raised_E / raised_E.sum()).astype(np.float32)
+    return sharpened_E
+
+
 class Voters:
     """The counting experts of one version. Remembers shared vectors, since they stay the same from block to block."""
 
-    def __init__(self, experts: list[Expert], eligible: Eligible) -> None:
+    def __init__(self, experts: list[Expert], eligible: Eligible, exponents: Mapping[str, float]) -> None:
         self._experts = experts
+        self._exponents = exponents
         self._eligible = eligible
         self._shared: dict[str, SharedTable] = {}
         self.faults: Counter[str] = Counter()
@@ -145,11 +182,12 @@ class Voters:
                 return None
             case Shared(p_E):
                 table = self._shared.get(expert.name)
-                if table is None or table.p_E is not p_E:
-                    table = self._shared[expert.name] = SharedTable(p_E)
+                if table is None or table.said_E is not p_E:
+                    table = self._shared[expert.name] = SharedTable(p_E, self._exponents.get(expert.name, 1.0))
                 self.faults[expert.name] += 0 if table.sound else len(contexts)
                 return SharedVote(table, len(contexts), seen)
             case Sparse() as sparse:
-                vote = SparseVote(sparse, len(self._eligible), seen)
+                exponent = self._exponents.get(expert.name, 1.0)
+                vote = SparseVote(sparse, len(self._eligible), seen, exponent)
                 self.faults[expert.name] += int(vote.unsound_Q.sum())
                 return vote

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headrace.blend.calibration import recalibrate
 from headrace.blend.weights import update
 from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
@@ -172,6 +173,8 @@ def _score(asked: Queries, state: LearnerState, group: Group, increment: int, st
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
     scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
     if scored.num_queries:
+        if recipe.blend.calibrate:
+            state.calibration = recalibrate(state.calibration, state.weights, scored.probability, scored.slope)
         moved = update(state.weights, scored.probability, recipe.blend.eta, recipe.blend.share)
         state.weights = moved.weights
     return scored

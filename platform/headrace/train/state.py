@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headrace.blend.calibration import Calibration
 from headrace.blend.weights import Weights
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.catalogue.eligible import Eligible
@@ -57,6 +58,7 @@ class LearnerState:
     catalogue: Catalogue
     experts: list[Expert]
     weights: Weights
+    calibration: Calibration
     history: SegmentLog
     repeats: Repeats
     """How often the stream's targets were in their own contexts: what ``recommend.seen = "auto"`` follows."""
@@ -72,7 +74,9 @@ class LearnerState:
     """Of the newest bundle; 0 before the first."""
     num_holds: int = 0
     """Holds in a row."""
-    rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0})
+    rows: dict[str, int] = field(
+        default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0}
+    )
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
@@ -119,6 +123,7 @@ class LearnerState:
             self.watermark_ms,
             self.recipe.inputs.max_events,
             self.seen_last,
+            self.calibration.exponents,
         )
 
     def note_live(self) -> None:
@@ -153,6 +158,7 @@ class LearnerState:
             "recipe": {name: recipe[name] for name in ("model", "inputs", "catalogue", "experts", "columns")},
             "watermark_ms": self.watermark_ms,
             "weights": self.weights.as_mapping(),
+            "calibration": self.calibration.state(),
             "repeats": [self.repeats.asked, self.repeats.repeated],
             "seen_last": self.seen_last,
             "num_items": len(self.catalogue),
@@ -177,6 +183,7 @@ def fresh(recipe: Recipe, group: Group, device: torch.device, replay: Replay | N
         Catalogue(recipe.catalogue.attributes),
         build_experts(recipe.experts),
         Weights.even([expert.name for expert in recipe.experts]),
+        Calibration.plain([expert.name for expert in recipe.experts]),
         _history(recipe, group),
         Repeats(),
         _seen(recipe, group),
@@ -213,7 +220,7 @@ def resume(
 
 def load_version(store: Store, manifest: Manifest, device: torch.device) -> Recommender:
     """What a published commit answers with, apart from the learner's own memory."""
-    return load_bundle(store, bundle_of(manifest), str(device)).recommender
+    return load_bundle(store, bundle_of(manifest), str(device), with_past=False).recommender
 
 
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
@@ -255,6 +262,7 @@ def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
     state.step.load({f"optimizer/{name}": part for name, part in optimizer.items()})
     state.held_V = load_arrays(store.get_part(manifest.parts["catalogue/slots"]))["number"]
     state.weights = Weights.from_mapping(manifest.facts["weights"])
+    state.calibration = Calibration.from_state(manifest.facts["calibration"])
 
 
 def _read(store: Store, manifest: Manifest, prefix: str) -> Parts:
