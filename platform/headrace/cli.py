@@ -148,7 +148,13 @@ def versions(words: Words = None, store: OfStore = None) -> None:
 
 
 @quarantine.command("list")
-def quarantine_list(words: Words = None, store: OfStore = None) -> None:
+def quarantine_list(
+    words: Words = None,
+    store: OfStore = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also what was released, and what came late or lay ahead in time.")
+    ] = False,
+) -> None:
     """List what was set aside: files, single rows, rejected cuts; numbers are those of the records in the ledger."""
     with _errors_in_words():
         from headrace.feed.quarantine import set_aside
@@ -156,13 +162,23 @@ def quarantine_list(words: Words = None, store: OfStore = None) -> None:
 
         uri = store or _recipe(words).store_uri
         asides = set_aside(_store(uri))
-        if not asides:
-            typer.echo(f"nothing is set aside in {uri}")
-            return
-        header = ("number", "where", "rows", "state", "reason")
-        rows = [(str(a.number), a.where, str(a.num_rows or "?"), a.state, _shortened(a.reason)) for a in asides]
-        for line in align(header, rows, left=frozenset({1, 3, 4})):
+        shown = [a for a in asides if every or (a.kind != "policy" and a.state != "released")]
+        header = ("number", "after cut", "where", "rows", "state", "reason")
+        rows = [
+            (
+                str(a.number),
+                "-" if a.after_cut < 0 else str(a.after_cut),
+                a.where,
+                str(a.num_rows or "?"),
+                a.state,
+                _shortened(a.reason),
+            )
+            for a in shown
+        ]
+        for line in align(header, rows, left=frozenset({2, 4, 5})) if rows else [f"nothing is set aside in {uri}"]:
             typer.echo(line)
+        if hidden := len(asides) - len(shown):
+            typer.echo(f"{hidden} more: released, late, or ahead in time (--all)")
 
 
 @quarantine.command("show")

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loop_kit import Stream, events, lawful, recipe
 from typer.testing import CliRunner
 
@@ -161,6 +163,21 @@ def test_a_file_that_is_gone_is_not_released(tmp_path: Path) -> None:
         ask_release(stream.store, only(stream).number)
 
 
+def test_a_cut_whose_file_is_gone_or_changed_is_not_released(tmp_path: Path) -> None:
+    stream = rejected_stream(tmp_path)
+    stream.advance()
+    path = Path(stream.landing.uri_of(shard_name(2)))
+    content = path.read_bytes()
+    path.write_bytes(content + b"more")
+    with pytest.raises(DataError, match="put what landed there first"):
+        ask_release(stream.store, only(stream).number)
+    path.unlink()
+    with pytest.raises(DataError, match="put what landed there first"):
+        ask_release(stream.store, only(stream).number)
+    path.write_bytes(content)
+    ask_release(stream.store, only(stream).number)
+
+
 def test_a_request_that_means_another_record_is_left_alone(tmp_path: Path) -> None:
     stream = rejected_stream(tmp_path)
     stream.advance()
@@ -184,9 +201,9 @@ def test_the_command_lists_shows_and_releases(tmp_path: Path) -> None:
     stream.land(bad.set_column(1, "ts", pa.array([-1, *bad["ts"].to_pylist()[1:]])))
     stream.advance()
     listed = run("list", "--store", stream.store.uri).stdout.splitlines()
-    assert [line.split() for line in listed[:1]] == [["number", "where", "rows", "state", "reason"]]
+    assert [line.split() for line in listed[:1]] == [["number", "after", "cut", "where", "rows", "state", "reason"]]
     rows, cut = only_numbers(listed[1:])
-    assert "shard-000004.parquet     1  set aside  1 rows: the time in ts lies before 1970" in listed[1 + (rows > cut)]
+    assert "-  shard-000004.parquet     1  set aside  1 rows: the time in ts lies" in listed[1 + (rows > cut)]
 
     shown = run("show", cut, "--store", stream.store.uri).stdout
     assert shown.startswith("cut 2: 120 rows, set aside\none item has 100% of the events")
@@ -201,13 +218,19 @@ def test_the_command_lists_shows_and_releases(tmp_path: Path) -> None:
     assert (refused.exit_code, "already" in refused.output) == (2, True)
     refused = run("release", rows, "--store", stream.store.uri)
     assert "land them, repaired, in a file of their own" in " ".join(refused.output.split())
+    mend(stream)
+    stream.advance()
+    assert run("list", "--store", stream.store.uri).stdout.splitlines()[-1] == (
+        "1 more: released, late, or ahead in time (--all)"
+    )
+    assert "released   one item has" in run("list", "--all", "--store", stream.store.uri).stdout
     refused = run("show", 99, "--store", stream.store.uri)
     assert "nothing with number 99 is set aside" in " ".join(refused.output.split())
 
 
 def only_numbers(lines: list[str]) -> tuple[int, int]:
     """Numbers of the dropped rows and of the rejected cut."""
-    numbers = {line.split()[1]: int(line.split()[0]) for line in lines}
+    numbers = {line.split()[2]: int(line.split()[0]) for line in lines}
     return numbers["shard-000004.parquet"], numbers["cut"]
 
 
@@ -216,3 +239,49 @@ def test_an_empty_quarantine_says_so(tmp_path: Path) -> None:
     stream.land(events(80, 2))
     stream.advance()
     assert run("list", "--store", stream.store.uri).stdout == f"nothing is set aside in {stream.store.uri}\n"
+
+
+KINDS = st.sampled_from(["good", "bad rows", "late", "spam", "no time", "ahead"])
+
+
+def shard_of(kind: str, seed: int) -> pa.Table:
+    start_ms = (0 if kind == "late" else 100 + seed) * HOUR_MS
+    table = (spam if kind == "spam" else events)(110, seed, start_ms)
+    times = table["ts"].to_pylist()
+    if kind == "no time":
+        return table.drop_columns(["ts"])
+    if kind == "bad rows":
+        times[5:7] = [-1, None]
+    if kind == "ahead":
+        times[50] = 10**12
+    return table.set_column(1, "ts", pa.array(times))
+
+
+@settings(max_examples=12, deadline=None)
+@given(kinds=st.lists(KINDS, min_size=1, max_size=5))
+def test_the_law_holds_whatever_is_set_aside_and_put_back(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str]
+) -> None:
+    policy = (
+        "feed.max_bad_rows=0.05",
+        "feed.allowed_lateness_s=86400",
+        "feed.max_ahead_s=86400",
+        "feed.ahead=set_aside",
+    )
+    stream = Stream(tmp_path_factory.mktemp("law"), recipe("evaluation.eval_share=0", *policy))
+    stream.land(events(200, 0, 100 * HOUR_MS))
+    for seed, kind in enumerate(kinds, start=1):
+        stream.land(shard_of(kind, seed))
+    made = stream.advance()
+    for aside in set_aside(stream.store):
+        if aside.kind in ("cut", "file"):
+            ask_release(stream.store, aside.number)
+    stream.recipe = recipe("evaluation.eval_share=0", "gate.max_item_share=1", *policy)
+    stream.land(events(110, 99, 120 * HOUR_MS))
+    made += stream.advance()
+    after = counters(made[-1])
+    assert all(lawful(m) for m in made)
+    assert after["quarantined"] == 2 * kinds.count("bad rows") + kinds.count("ahead") + 110 * kinds.count("no time")
+    assert after["late_set_aside"] == 110 * kinds.count("late")
+    assert after["events_in"] == 310 + 110 * len(kinds)
+    assert after["pending"] == after["duplicate"] == 0

@@ -37,8 +37,16 @@ class ShardFacts:
     group_rows: tuple[int, ...]
     items: bytes
     """``encode_items`` of the distinct item ids."""
-    dropped: Dropped
+    row_D: NDArray[np.int64]
     """Rows that cannot be used; whether they are too many is the keeper's to decide. All else is of the others."""
+    reasons: tuple[tuple[str, int], ...]
+    """(reason in words, rows), most frequent first."""
+    first: tuple[str, ...]
+    """The first of them, to show."""
+
+    def dropped(self) -> Dropped:
+        """The rows that cannot be used, for the ledger's record."""
+        return Dropped(tuple(self.row_D.tolist()), self.reasons, self.first)
 
 
 def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> ShardFacts:
@@ -74,7 +82,9 @@ def scan_shard(parquet: pq.ParquetFile, columns: ColumnsConfig, sha256: str) -> 
         max((last for _, last in spans), default=0),
         tuple(int(count) for count in group_rows),
         encode_items(item_I, row_I),
-        faults.dropped(),
+        np.concatenate([np.zeros(0, dtype=np.int64), *faults.row_D]),
+        tuple(faults.reasons.most_common()),
+        tuple(faults.first),
     )
 
 
@@ -82,26 +92,21 @@ class _Faults:
     """Gathers the rows of a shard that cannot be used, batch by batch."""
 
     def __init__(self) -> None:
-        self._row_D: list[NDArray[np.int64]] = []
-        self._reasons: Counter[str] = Counter()
-        self._first: list[str] = []
+        self.row_D: list[NDArray[np.int64]] = []
+        self.reasons: Counter[str] = Counter()
+        self.first: list[str] = []
 
     def find(self, table: pa.Table, columns: ColumnsConfig, start: int) -> NDArray[np.bool_]:
         """Which rows of the batch, whose first has row number ``start``, are sound."""
         sound_N = np.ones(table.num_rows, dtype=bool)
         for reason, fault_N in find_faults(table, columns).items():
-            self._reasons[reason] += int(fault_N.sum())
+            self.reasons[reason] += int(fault_N.sum())
             sound_N &= ~fault_N
         row_D = np.flatnonzero(~sound_N)
-        self._row_D.append(start + row_D)
-        shown = row_D[: _SHOWN_ROWS - len(self._first)]
-        self._first += in_words(table.take(shown), start + shown)
+        self.row_D.append(start + row_D)
+        shown = row_D[: _SHOWN_ROWS - len(self.first)]
+        self.first += in_words(table.take(shown), start + shown)
         return sound_N
-
-    def dropped(self) -> Dropped:
-        """All of them, most frequent reason first."""
-        rows = np.concatenate([np.zeros(0, dtype=np.int64), *self._row_D]).tolist()
-        return Dropped(tuple(rows), tuple(self._reasons.most_common()), tuple(self._first))
 
 
 def in_words(table: pa.Table, row_N: NDArray[np.int64]) -> tuple[str, ...]:

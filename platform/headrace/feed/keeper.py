@@ -239,9 +239,9 @@ class Keeper:
         except (DataError, pa.ArrowException, OSError) as error:
             return self._set_aside(name, sha256, size_bytes, num_rows, str(error), first_rows(parquet))
         if (reason := self._too_many_bad(facts)) is not None:
-            return self._set_aside(name, sha256, size_bytes, num_rows, reason, facts.dropped.first)
-        if facts.dropped.rows:
-            _log.warning("%s: %d rows are dropped: %s", uri, len(facts.dropped.rows), facts.dropped.reasons)
+            return self._set_aside(name, sha256, size_bytes, num_rows, reason, facts.first)
+        if len(facts.row_D):
+            _log.warning("%s: %d rows are dropped: %s", uri, len(facts.row_D), facts.reasons)
         return self._writer.shard(
             Shard(
                 number=0,
@@ -255,20 +255,20 @@ class Keeper:
                 types=types,
                 duplicate_of=None,
                 facts=self._writer.store.put_part(facts.items),
-                dropped=facts.dropped,
+                dropped=facts.dropped(),
             )
         )
 
     def _too_many_bad(self, facts: ShardFacts) -> str | None:
         """Why a file with bad rows is set aside whole; None where it is taken without them."""
-        share, num_bad = self._config.max_bad_rows, len(facts.dropped.rows)
+        share, num_bad = self._config.max_bad_rows, len(facts.row_D)
         tolerated = max(1, int(share * facts.num_rows)) if share else 0
         if num_bad <= tolerated and (not num_bad or num_bad < facts.num_rows):
             return None
-        reasons = "; ".join(f"{num_rows} rows: {reason}" for reason, num_rows in facts.dropped.reasons)
+        reasons = "; ".join(f"{num_rows} rows: {reason}" for reason, num_rows in facts.reasons)
         return (
             f"{num_bad} of {facts.num_rows} rows cannot be used (feed.max_bad_rows={share:g}), the first is row "
-            f"{facts.dropped.rows[0]}: {reasons}"
+            f"{facts.row_D[0]}: {reasons}"
         )
 
     def _check_types(self, types: tuple[tuple[str, str], ...]) -> None:

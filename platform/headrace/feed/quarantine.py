@@ -38,6 +38,8 @@ class Aside:
     """Of its record in the ledger."""
     where: str
     """The file's name, or the cut."""
+    after_cut: int
+    """Number of the newest cut that the ledger held before; -1: none."""
     kind: Literal["file", "rows", "cut", "policy"]
     """"rows": single rows of a good file; "policy": rows of a cut that came too late, or from the future."""
     num_rows: int
@@ -51,11 +53,15 @@ def set_aside(store: Store) -> list[Aside]:
     commits = {manifest.cut: manifest for manifest in Chain(store).manifests()}
     asked, entries = set(requested(store)), list(LedgerReader(store).entries())
     released = {entry.of for entry in entries if isinstance(entry, Release)}
-    return [
-        Aside(number, where, kind, num_rows, _state(number, released, asked), reason)
-        for entry in entries
-        for number, where, kind, num_rows, reason in _asides(entry, commits)
-    ]
+    found: list[Aside] = []
+    num_cuts = 0
+    for entry in entries:
+        found += (
+            Aside(number, where, num_cuts - 1, kind, num_rows, _state(number, released, asked), reason)
+            for number, where, kind, num_rows, reason in _asides(entry, commits)
+        )
+        num_cuts += isinstance(entry, Cut)
+    return found
 
 
 def find(store: Store, number: int) -> Aside:
@@ -97,10 +103,11 @@ def ask_release(store: Store, number: int) -> Aside:
             "and land them in a file of their own"
         )
     if isinstance(entry, Quarantine):
-        try:
-            open_file(entry.uri).close()
-        except FileNotFoundError:
-            raise DataError(f"{entry.uri} is not there any more: put the repaired file there first") from None
+        _check_there(entry.uri, "the repaired file")
+    elif isinstance(entry, Cut):
+        for part in entry.ranges:
+            shard = reader.shard(part.shard)
+            _check_there(shard.uri, "what landed", shard.size_bytes)
     store.put(_name(number), encode(entry, 0))
     return aside
 
@@ -133,6 +140,17 @@ def _asides(
                 yield entry.record, f"cut {entry.number}", "policy", sum(by_policy.values()), reasons
         case _:
             pass
+
+
+def _check_there(uri: str, what: str, size_bytes: int | None = None) -> None:
+    """DataError unless the file is where it landed: a cut of rows that cannot be read would stop the run."""
+    try:
+        with open_file(uri) as file:
+            if size_bytes in (None, file.size()):
+                return
+    except FileNotFoundError:
+        pass
+    raise DataError(f"{uri} is not there any more: put {what} there first")
 
 
 def _state(number: int, released: set[int], asked: set[int]) -> Literal["set aside", "asked for", "released"]:

@@ -96,7 +96,10 @@ def find_faults(table: pa.Table, columns: ColumnsConfig) -> dict[str, NDArray[np
     owners = [name for name in (columns.user_id, columns.session_id) if name is not None]
     ts_N = _milliseconds(ts)
     weight_N = _weights(table, columns.weight)
-    missing = {name: table[name].is_null().to_numpy() for name in {columns.item_id, columns.ts, *owners}}
+    missing = {
+        name: _plain(table[name]).is_null().to_numpy(zero_copy_only=False)
+        for name in {columns.item_id, columns.ts, *owners}
+    }
     faults = {
         f"no value in {columns.item_id}: every row needs an item": missing[columns.item_id],
         f"no value in {columns.ts}: every row needs a time": missing[columns.ts],
