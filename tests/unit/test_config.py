@@ -34,7 +34,7 @@ def test_files_win_left_to_right_and_overrides_win_over_files(tmp_path):
         ("trian.epochs=2", "trian", "train"),
         ("epochs=2", "epochs", "train.epochs"),
         ("feed.replay.slice=300", "feed.replay.slice", "feed.replay.slice_s"),
-        ("methods=[{warmup_step=5}]", "methods.0.warmup_step", "methods.warmup_steps"),
+        ("methods=[{warmup_step=5}]", "methods.0.online.warmup_step", "methods.warmup_steps"),
         ("experts=[{kind='popular',half_life=5}]", "experts.0.popular.half_life", "experts.half_life_s"),
     ],
 )
@@ -61,6 +61,7 @@ def test_every_mistake_is_named_at_once(tmp_path):
         ("columns.session_id=none", r"columns: columns\.session_id or columns\.user_id must name a column"),
         ('columns.target_kinds=["buy"]', r"columns\.target_kinds needs columns\.event"),
         ("experts=[{kind='popular',name='neural'}]", r"names of their own, other than neural"),
+        ("experts=[{half_life_s=5}]", r"^experts\.0: it names no kind \(received {'half_life_s': 5}\)"),
     ],
 )
 def test_a_wrong_value_is_said_with_what_was_received(override, words):
@@ -95,6 +96,11 @@ def test_a_word_that_is_no_override(word):
 )
 def test_text_needs_no_quotes(text, value):
     assert load_recipe((), [f"feed.path={text}"]).feed.path == value
+
+
+def test_a_method_or_an_objective_without_a_kind_is_the_usual_one():
+    made = load_recipe((), ["methods=[{warmup_steps=5}]", "objective.examples=sessions"])
+    assert (made.methods[0].kind, made.methods[0].warmup_steps, made.objective.kind) == ("online", 5, "softmax")
 
 
 def test_a_shard_per_file_or_per_slice():

@@ -83,6 +83,8 @@ def _explain(problem: Any) -> str:  # noqa: ANN401 (pydantic's own error record)
         return f"{'.'.join(place)}: no such key; the nearest is {near[0]}"
     while place and _key(place) not in known:  # pydantic names the alternatives of a union too
         place.pop()
+    if problem["type"] == "union_tag_not_found":
+        return f"{'.'.join(place)}: it names no kind (received {problem['input']!r}): add a kind to it"
     message = problem["msg"].removeprefix("Value error, ")
     received = "" if isinstance(problem["input"], dict) else f" (received {problem['input']!r})"
     return f"{'.'.join(place)}: {message}{received}" if place else f"{message}{received}"

@@ -185,8 +185,10 @@ class CatalogueConfig(Section):
     """An item gets a row of the table, and may be answered, once so many trained events have named it."""
     forget_s: PositiveInt | None = None
     """Items whose last event is older than this, against the watermark, lose their row to others. None: none does."""
-    fresh_rows: Literal["random", "mean"] = "random"
-    """What a new item's row starts from: numbers drawn from the seed, or the mean of the items that are like it."""
+    fresh_rows: Literal["attributes", "mean", "random"] = "attributes"
+    """What a new item's row starts from. "attributes": the rows of the items that are like it, where the side feed says
+    what it is like, else numbers drawn from the seed; "mean": in their place the mean of all rows; "random": always
+    such numbers."""
     attributes: tuple[str, ...] = ()
     """Columns of the side feed that say which items are alike."""
     max_items: PositiveInt | None = None
@@ -284,12 +286,13 @@ class SampledSoftmaxConfig(Section):
     """Of the draws by frequency: so many are spread evenly, so that every item can be drawn."""
 
 
-def _with_kind(section: Any) -> Any:  # noqa: ANN401 (a mapping from a file, or a section)
-    return {"kind": "softmax", **section} if isinstance(section, dict) else section
+def _kind_is(default: str) -> BeforeValidator:
+    """Sections that name no kind are of this one."""
+    return BeforeValidator(lambda section: {"kind": default, **section} if isinstance(section, dict) else section)
 
 
 ObjectiveConfig = Annotated[
-    SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), _kind_is("softmax")
 ]
 """Every kind of objective; a section that names none is a "softmax"."""
 
@@ -312,8 +315,8 @@ class ReplayMethodConfig(Section):
     """Replayed examples for each new one, as far as the buffer has any."""
 
 
-MethodConfig = Annotated[OnlineConfig | ReplayMethodConfig, Field(discriminator="kind")]
-"""Every kind of method that a recipe may name; they compose."""
+MethodConfig = Annotated[OnlineConfig | ReplayMethodConfig, Field(discriminator="kind"), _kind_is("online")]
+"""Every kind of method that a recipe may name; they compose. A section that names none is "online"."""
 
 
 class TrainConfig(Section):
