@@ -4,7 +4,7 @@ Every section is frozen, and unknown keys are rejected. A validator may reject, 
 Durations end in ``_s`` (seconds), sizes in ``_bytes``; times inside state are event time.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
