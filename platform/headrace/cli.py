@@ -239,6 +239,17 @@ def bench_load(
     _bench("load", words, out, **options)
 
 
+@bench.command("soak")
+def bench_soak(
+    words: Words = None,
+    minutes: Annotated[float, typer.Option(min=1, help="How long the stream goes on.")] = 60.0,
+    settled_minutes: Annotated[float, typer.Option(min=0, help="From when on growth counts.")] = 10.0,
+    out: Out = None,
+) -> None:
+    """What grows while a stream goes on: memory by kind of process, processes, actors, files."""
+    _bench("soak", words, out, minutes=minutes, settled_minutes=settled_minutes)
+
+
 @bench.command("feed")
 def bench_feed(
     cuts: Annotated[int, typer.Option(min=2, help="How many, of each size.")] = 30,

@@ -1,0 +1,136 @@
+"""``headrace bench soak``: what grows while a stream goes on and on.
+
+The quickstart's stream, with every expert and replay, for as long as asked. Every few seconds all processes of the run
+are counted and weighed, and the files and bytes of its folder. What was grown by the end is told against the moment at
+which the start was over: memory by kind of process, processes, actors, files.
+"""
+
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.bench.freshness import RECIPE
+from headrace.bench.output import print_table
+from headrace.clock import monotonic_s
+from headrace.config.load import load_recipe
+from headrace.serving.app import Serving
+from headrace.tracking.console import Observer
+from headrace.train import driver
+
+_EVERYTHING = (
+    'experts=[{kind="popular",half_life_s=20},{kind="covisit"},{kind="similar_sessions"},{kind="own_items"}]',
+    'methods=[{kind="online"},{kind="replay"}]',
+    "replay.max_bytes=4194304",
+    "history.max_bytes=16777216",
+    "evaluation.frozen_every=10",
+)
+_EVERY_S = 5.0
+_KINDS = {"RayTrainWorker": "workers", "ServeReplica": "replica", "ReplayActor": "replay", "raylet": "raylet"}
+"""What a process is called by, and its kind; the rest is "ray"."""
+_ROWS = 12
+
+
+class _Scale(threading.Thread):
+    """Weighs the run until ``stop``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(name="scale", daemon=True)
+        self.samples: list[tuple[float, dict[str, float]]] = []
+        self.error: Exception | None = None
+        self._run_dir = run_dir
+        self._stopped = threading.Event()
+        self._began_s = monotonic_s()
+
+    def stop(self) -> None:
+        """Weigh no more."""
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        """Runs in the thread."""
+        try:
+            while not self._stopped.wait(_EVERY_S):
+                self.samples.append((monotonic_s() - self._began_s, self._weigh()))
+        except Exception as error:  # noqa: BLE001 (a thread's edge: the benchmark raises it)
+            self.error = error
+
+    def _weigh(self) -> dict[str, float]:
+        found: Counter[str] = Counter()
+        for process in _family(os.getpid()):
+            try:
+                title, own_mb = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(), _own_mb(process)
+            except OSError:  # it has ended meanwhile
+                continue
+            kind = next((kind for name, kind in _KINDS.items() if name in title), "ray")
+            found[f"{'driver' if process.name == str(os.getpid()) else kind} MB"] += own_mb
+            found["processes"] += 1
+            found["actors"] += title.startswith("ray::") and "IDLE" not in title
+        for folder, _, names in os.walk(self._run_dir):
+            part = Path(folder).relative_to(self._run_dir).parts[:2]
+            found[f"files in {'/'.join(part) or '.'}"] += len(names)
+        return dict(found)
+
+
+def _family(process: int) -> list[Path]:
+    """The folders under /proc of a process and all that it has started."""
+    parent_of: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent_of[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:  # it has ended meanwhile
+                continue
+    family, new = {process}, {process}
+    while new := {child for child, parent in parent_of.items() if parent in new} - family:
+        family |= new
+    return [Path("/proc") / str(member) for member in sorted(family)]
+
+
+def _own_mb(process: Path) -> float:
+    """Memory that no other process shares, megabytes."""
+    rollup = dict(line.split(":", 1) for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+    return sum(float(rollup[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) / 1024
+
+
+def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Stream for ``minutes`` and print what grew after ``settled_minutes``; megabytes and counts."""
+    shards = 1 + round(minutes * 60)
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        words = [*RECIPE, *_EVERYTHING, *overrides, f"feed.synthetic.num_shards={shards}", f"run.dir={folder}/run"]
+        scale = _Scale(Path(folder) / "run")
+        scale.start()
+        driver.run(load_recipe([], words), Observer(), Serving())
+        scale.stop()
+    if scale.error is not None:
+        raise scale.error
+    rows = _growth(scale.samples, settled_minutes * 60)
+    print_table(
+        f"from minute {settled_minutes:g} to the end",
+        ("what", "then", "at the end", "a minute"),
+        [[name, f"{row['then']:.1f}", f"{row['end']:.1f}", f"{row['a_minute']:+.2f}"] for name, row in rows.items()],
+    )
+    return {"minutes": minutes, "settled_minutes": settled_minutes, "growth": rows}
+
+
+def _growth(samples: list[tuple[float, dict[str, float]]], settled_s: float) -> dict[str, dict[str, float]]:
+    """Medians of the first and last samples after ``settled_s`` (the end of the run itself left out), and the slope."""
+    last_s = samples[-1][0] - 2 * _EVERY_S
+    used = [(at_s, found) for at_s, found in samples if settled_s <= at_s <= last_s]
+    names = sorted({name for _, found in used for name in found})
+    at_S = np.array([at_s for at_s, _ in used]) / 60
+    rows = {}
+    for name in names:
+        value_S = np.array([found.get(name, 0.0) for _, found in used])
+        slope = float(np.polyfit(at_S, value_S, 1)[0]) if len(used) > 2 else 0.0
+        rows[name] = {
+            "then": float(np.median(value_S[:_ROWS])),
+            "end": float(np.median(value_S[-_ROWS:])),
+            "a_minute": slope,
+        }
+    return rows
