@@ -8,7 +8,7 @@ which the start was over: memory by kind of process, processes, actors, files.
 import os
 import tempfile
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class _Scale(threading.Thread):
             self.error = error
 
     def _weigh(self) -> dict[str, float]:
-        found: Counter[str] = Counter()
+        found: dict[str, float] = defaultdict(float)
         for process in _family(os.getpid()):
             try:
                 title, own_mb = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(), _own_mb(process)
