@@ -48,9 +48,9 @@ SHOP = (
 """The synthetic shop, small enough for minutes on a laptop."""
 _ATTRIBUTES = 'catalogue.attributes=["category","aisle","colour"]'
 SHOP_VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "attributes": (_ATTRIBUTES, "catalogue.fresh_rows=mean"),
-    "ids only": ("catalogue.fresh_rows=mean",),
-    "ids only, random": ("catalogue.fresh_rows=random",),
+    "attributes": (_ATTRIBUTES,),
+    "ids only": (),
+    "ids only, mean": ("catalogue.fresh_rows=mean",),
 }
 LOG_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "mean": ("catalogue.fresh_rows=mean",),

@@ -208,6 +208,7 @@ def _train(
         seed=recipe.seed,
         increment=increment,
     )
+    update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
     state.step.end_increment(made)
     if state.replay is not None:
@@ -218,7 +219,7 @@ def _train(
     _remember(intake, state)
     replayed = group.gather({"replayed": np.array([len(mixed) - len(made)])})
     num_replayed = sum(int(part["replayed"][0]) for part in replayed)
-    return Trained(passed, num_replayed, _update_ratio(before, list(state.model.parameters())))
+    return Trained(passed, num_replayed, update_ratio)
 
 
 def _mixed(made: Examples, state: LearnerState, increment: int, watch: Stopwatch) -> Examples:
