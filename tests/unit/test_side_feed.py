@@ -23,7 +23,12 @@ from headrace.store.arrays import dump_arrays, load_arrays
 from headrace.train.state import LearnerState
 
 HOUR_MS = 3_600_000
-WORDS = ('catalogue.attributes=["kind"]', "evaluation.eval_share=0", "model.dropout=0.0")
+WORDS = (
+    'catalogue.attributes=["kind"]',
+    "feed.items_path=items",
+    "evaluation.eval_share=0",
+    "model.dropout=0.0",
+)
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:

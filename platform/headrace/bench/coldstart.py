@@ -5,6 +5,7 @@ the trained events of it. Without a log the stream is the synthetic shop, whose 
 side feed names each one a shard before it is met: then an item of no events can be found by its attributes, or, without
 attributes ("ids only"), by nothing but luck. With ``--data`` the log is replayed, where an item of no events cannot be
 answered, and the question is what rows that start from a mean are worth against random ones. Imports no ray.
+Shape legend: T targets.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,9 +68,20 @@ class Tally:
     def __init__(self) -> None:
         self.asked = dict.fromkeys(AGES, 0)
         self.hits = {(voter, age, k): 0 for voter in (BLEND, NEURAL) for age in AGES for k in _CUTOFFS}
+        self.found: dict[int, dict[str, float]] = {}
+        """Of each item that was asked for before any event of it: how many it had when it was first found, by voter."""
 
-    def add(self, count_T: NDArray[np.int64], rank: Mapping[str, NDArray[np.int64]]) -> None:
-        """Count targets that had been met ``count_T`` times, and where they ranked."""
+    def add(
+        self, target_T: NDArray[np.int64], count_T: NDArray[np.int64], rank: Mapping[str, NDArray[np.int64]]
+    ) -> None:
+        """Count targets (item numbers) that had been met ``count_T`` times, and where they ranked."""
+        for number in target_T[count_T == 0].tolist():
+            self.found.setdefault(number, dict.fromkeys((BLEND, NEURAL), float("inf")))
+        for voter in (BLEND, NEURAL):
+            hit_T = rank[voter] <= _CUTOFFS[-1]
+            for number, count in zip(target_T[hit_T].tolist(), count_T[hit_T].tolist(), strict=True):
+                if number in self.found:
+                    self.found[number][voter] = min(self.found[number][voter], count)
         for age, (first, stop) in AGES.items():
             of_age_T = (count_T >= first) & (count_T < stop)
             self.asked[age] += int(of_age_T.sum())
@@ -81,6 +93,11 @@ class Tally:
         """Share of the targets of this age that were among the best k; None where there was none."""
         return self.hits[voter, age, k] / self.asked[age] if self.asked[age] else None
 
+    def events_until_found(self, voter: str) -> float | None:
+        """Events after which half of the new items had been among the best 100 once; None where that took too long."""
+        median = float(np.median([found[voter] for found in self.found.values()])) if self.found else float("inf")
+        return median if np.isfinite(median) else None
+
     def result(self) -> dict[str, Any]:
         """Plain JSON: queries and recall by age, and untouched items' recall over well-known ones'."""
         recall = {
@@ -88,7 +105,14 @@ class Tally:
             for voter in (BLEND, NEURAL)
         }
         ratio = {voter: _ratio(self.recall(voter, "0", 100), self.recall(voter, "20+", 100)) for voter in recall}
-        return {"queries": dict(self.asked), "recall": recall, "cold_over_warm_recall@100": ratio}
+        found = {voter: self.events_until_found(voter) for voter in recall}
+        return {
+            "queries": dict(self.asked),
+            "recall": recall,
+            "cold_over_warm_recall@100": ratio,
+            "new_items": len(self.found),
+            "events_until_found": found,
+        }
 
 
 def run(
@@ -126,7 +150,7 @@ def _asking(tally: Tally) -> Callable[[CutRows, LearnerState], CutRows]:
         if state.learner is not None:
             asked = queries_of(part, state)
             judged = state.learner.judge(asked.contexts, asked.target_T, asked.offset_R)
-            tally.add(state.catalogue.count_I[asked.target_T], judged.rank)
+            tally.add(asked.target_T, state.catalogue.count_I[asked.target_T], judged.rank)
         return part
 
     return ask
@@ -144,8 +168,14 @@ def _print(variant: str, tally: Tally, *, with_header: bool) -> None:
     for voter in (BLEND, NEURAL):
         recall = [cell(tally.recall(voter, age, k)) for age in AGES for k in _CUTOFFS]
         ratio = _ratio(tally.recall(voter, "0", 100), tally.recall(voter, "20+", 100))
-        rows.append([f"{variant}, {voter}", *recall, cell(ratio)])
-    header = ["rows of new items", *(f"{age} R@{k}" for age in AGES for k in _CUTOFFS), "0 over 20+, R@100"]
+        found = tally.events_until_found(voter)
+        rows.append([f"{variant}, {voter}", *recall, cell(ratio), "-" if found is None else f"{found:g}"])
+    header = [
+        "rows of new items",
+        *(f"{age} R@{k}" for age in AGES for k in _CUTOFFS),
+        "0 over 20+, R@100",
+        "events until found",
+    ]
     asked = ", ".join(f"{count:,} with {age}" for age, count in tally.asked.items())
     title = f"recall, %, by trained events of the target: {asked}" if with_header else None
     print_table(title, header, rows, with_header=with_header)

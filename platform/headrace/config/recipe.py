@@ -94,7 +94,8 @@ class FeedConfig(Section):
     max_events: PositiveInt = 50000
     items_path: str | None = None
     """Folder (or object-store URI) in which files of the side feed land: item_id and ts, and, where there are any,
-    status ("active" or "retired"), name, and the columns of ``catalogue.attributes``."""
+    status ("active" or "retired"), name, and the columns of ``catalogue.attributes``. A row is in force from the cut
+    after its file landed, whatever its time: with ``feed.replay``, too, which does not hold it back."""
     max_wait_s: PositiveFloat = 1.0
     """A cut is made when ``min_events`` wait, or the oldest shard has waited this long."""
     poll_s: PositiveFloat = 0.05
@@ -511,6 +512,13 @@ class Recipe(Section):
                 'inputs.sessions = "set" asks at a session\'s start, so its context is what the user did before: set '
                 'inputs.context = "user" and columns.user_id'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _attributes_are_told(self) -> "Recipe":
+        told = self.feed.items_path is not None or (self.feed.synthetic is not None and self.feed.synthetic.items)
+        if self.catalogue.attributes and not told:
+            raise ValueError("catalogue.attributes are columns of the side feed: set feed.items_path, its folder")
         return self
 
     @property
