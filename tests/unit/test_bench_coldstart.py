@@ -8,10 +8,11 @@ from headrace.recommend.recommender import BLEND
 SMALL = (
     "feed.synthetic.num_items=200",
     "feed.synthetic.events_per_shard=200",
-    "feed.synthetic.warmup_events=2000",
+    "feed.synthetic.warmup_events=4000",
     "feed.synthetic.births_per_shard=10",
     "model.width=16",
-    "train.warmup_epochs=1",
+    "train.warmup_epochs=4",
+    "train.learning_rate=3e-3",
     "train.epochs=1",
     "evaluation.max_queries=20",
 )
