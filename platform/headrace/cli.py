@@ -201,7 +201,7 @@ def quarantine_release(number: Number, words: Words = None, store: OfStore = Non
         from headrace.feed.quarantine import ask_release
 
         aside = ask_release(_store(store or _recipe(words).store_uri), number)
-        what = "is looked at again" if aside.kind == "file" else f"wait again: {aside.num_rows} rows"
+        what = "is looked at again" if aside.kind == "file" else f"is put back ({aside.num_rows} rows)"
         typer.echo(f"{aside.where} {what}, at once where the run goes on, else when it is started again")
 
 

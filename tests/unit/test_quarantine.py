@@ -212,7 +212,7 @@ def test_the_command_lists_shows_and_releases(tmp_path: Path) -> None:
 
     released = run("release", cut, "--store", stream.store.uri)
     assert released.stdout == (
-        "cut 2 wait again: 120 rows, at once where the run goes on, else when it is started again\n"
+        "cut 2 is put back (120 rows), at once where the run goes on, else when it is started again\n"
     )
     refused = run("release", cut, "--store", stream.store.uri)
     assert (refused.exit_code, "already" in refused.output) == (2, True)
