@@ -173,5 +173,5 @@ def test_frequencies_fade_target_by_target_and_start_anew():
     frequencies.observe(np.array([0, 0, 1]), 2)
     frequencies.observe(np.array([2, 2, 2, 2]), 3)
     assert frequencies.count_V.tolist() == [1.0, 0.5, 4.0]
-    frequencies.reset(np.array([0]))
+    frequencies.reset(np.array([0, 3]))  # 3 has never been counted
     assert frequencies.count_V.tolist() == [0.0, 0.5, 4.0]

@@ -76,8 +76,8 @@ class Frequencies:
         self.count_V = grown_V + np.bincount(slot_T, minlength=len(grown_V))
 
     def reset(self, slot_R: NDArray[np.int64]) -> None:
-        """These rows belong to other items from now on."""
-        self.count_V[slot_R] = 0.0
+        """These rows belong to other items from now on; some may not have been counted yet."""
+        self.count_V[slot_R[slot_R < len(self.count_V)]] = 0.0
 
 
 def _at_most_once(share_E: NDArray[np.float64], num_draws: int) -> NDArray[np.float64]:

@@ -92,7 +92,7 @@ class TrainStep:
         if objective.sampled is not None:
             self._touched = TouchedRows(objective.sampled, model.table.weight.detach(), seed)
         self._before: dict[str, Tensor] = {}
-        """What Adam moves, as it was when the increment began."""
+        """What Adam moves, as it was before the increment's first step."""
         self._buffer = torch.zeros(0)
         self._flat = self._buffer
         """The part of the buffer that this step fills: the encoder's gradients, then those of the rows at hand."""
@@ -130,7 +130,7 @@ class TrainStep:
             self._parameters[_TABLE] = nn.Parameter(weight_VD[:num_slots])
         else:
             self._touched.begin(weight_VD, num_slots)
-        self._before = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._before = {}
         self._make_buffer(sum(value.numel() for value in self._parameters.values()))
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.config.learning_rate, fused=True)
         self._hand_over_moments(self._optimizer)
@@ -164,6 +164,8 @@ class TrainStep:
             raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
         if not (self.model.training and self.model.encoder.training):  # it walks through all modules
             self.model.train()
+        if not self.step_in_increment:
+            self._before = {name: value.detach().clone() for name, value in self._parameters.items()}
         view, gradient_RD = self._view(batch, slot_E)
         self._flat.zero_()
         is_taught = batch is not None and len(batch.column_T)
@@ -197,7 +199,7 @@ class TrainStep:
         return finite, float(largest.max()) if finite else float("inf")
 
     def update_ratio(self) -> float:
-        """The norm of what the increment has changed so far, over that of what it began with (rows in use)."""
+        """The norm of what the increment's steps have changed so far, over that of what they began with."""
         moved, norm = 0.0, 0.0
         for name, before in self._before.items():
             moved += float((self._parameters[name].detach() - before).double().square().sum())
