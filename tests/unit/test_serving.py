@@ -17,7 +17,8 @@ from headrace.serving.batcher import Batcher
 from headrace.serving.check import Checker, mixed
 from headrace.serving.client import Client, Connection, Exchange, StoreSessions, exchange_over, read_log
 from headrace.serving.replica import NotReadyError, Replica, respond
-from headrace.serving.service import MAX_IDS, Question, RequestError, answer, parse
+from headrace.serving.request import MAX_IDS, Question, RequestError, parse
+from headrace.serving.service import answer
 from headrace.serving.slot import Slot
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store, part_name
@@ -115,8 +116,13 @@ def test_a_request_with_everything():
     [
         (b"items=1", "not JSON"),
         (b"[1, 2]", "JSON object"),
-        (b"{}", '"items" is missing'),
-        (b'{"itms": [1]}', "no such key: itms; the keys are items, k"),
+        (b"{}", '"items" and "user_id" are missing'),
+        (b'{"user_id": 1.5}', '"user_id" is 1.5; send an integer of 64 bits or a string'),
+        (b'{"user_id": true}', '"user_id" is true'),
+        (b'{"user_id": 18446744073709551616}', "64 bits"),
+        (b'{"user_id": null}', '"items" and "user_id" are missing'),
+        (b'{"user_id": 1, "exclude_seen": 1}', '"exclude_seen" is 1; send true or false'),
+        (b'{"itms": [1]}', "no such key: itms; the keys are items, user_id, k"),
         (b'{"items": "abc"}', '"items" is "abc"; send a list'),
         (b'{"items": [1, 2.5]}', '"items"[1] is 2.5'),
         (b'{"items": [true]}', '"items"[0] is true'),

@@ -5,12 +5,14 @@ k-th. Equal scores may come in any order.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from headrace.bundles.bundle import Loaded, Loader
 from headrace.bundles.publish import read_bundle
 from headrace.errors import StoreError
-from headrace.serving.service import answer, parse
+from headrace.serving.request import parse
+from headrace.serving.service import answer
 from headrace.store.store import Store
 
 TOLERANCE = 1e-4
@@ -27,15 +29,18 @@ class Checker:
 
     def is_mixed(self, request: bytes, response: Mapping[str, Any]) -> bool | None:
         """Whether the answer is not its version's; None where that version's parts are no longer in the store."""
-        loaded = self._version(int(response["version"]))
+        loaded = self._version(int(response["version"]), parse(request).user is not None)
         return None if loaded is None else mixed(loaded, request, response)
 
-    def _version(self, version: int) -> Loaded | None:
-        if self._loaded is None or self._loaded.version != version:
-            try:
-                self._loaded = self._loader.load(read_bundle(self._store, version))
-            except (StoreError, OSError):
-                return None
+    def _version(self, version: int, with_past: bool) -> Loaded | None:
+        """History is large: it is read only where a request names a user."""
+        before = self._loaded
+        if before is not None and before.version == version and (before.past is not None or not with_past):
+            return before
+        try:
+            self._loaded = self._loader.load(read_bundle(self._store, version), with_past)
+        except (StoreError, OSError):
+            return None
         return self._loaded
 
 
@@ -43,14 +48,13 @@ def mixed(loaded: Loaded, request: bytes, response: Mapping[str, Any]) -> bool:
     """Whether ``response`` is another answer than the one that this version gives to ``request``."""
     question = parse(request)
     k = question.k
-    again = answer(
-        loaded,
-        [type(question)(question.items, k + _SPARE, question.exclude, response["as_of_ms"], question.session)],
-        0,
-        str(response["replica"]),
-    )[0]
+    wider = replace(question, k=k + _SPARE, as_of_ms=response["as_of_ms"])
+    again = answer(loaded, [wider], 0, str(response["replica"]))[0]
     items, scores = list(response["items"]), list(response["scores"])
-    if len(items) != min(k, len(again.items)) or len(set(items)) != len(items) or response["unknown"] != again.unknown:
+    said = (response["unknown"], response.get("num_recent"))
+    if len(items) != min(k, len(again.items)) or len(set(items)) != len(items):
+        return True
+    if said != (again.unknown, again.num_recent):
         return True
     if not items:
         return False

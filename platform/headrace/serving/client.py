@@ -23,7 +23,7 @@ from headrace.clock import monotonic_s
 from headrace.errors import StoreError
 from headrace.records import generator
 from headrace.serving.check import Checker
-from headrace.serving.service import ItemId
+from headrace.serving.request import ItemId
 from headrace.store.store import Store
 
 SLOW_S = 1.0

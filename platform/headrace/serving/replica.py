@@ -16,7 +16,8 @@ from headrace.bundles.watch import Watcher
 from headrace.clock import wall_ms
 from headrace.errors import HeadraceError
 from headrace.serving.batcher import Batcher
-from headrace.serving.service import Answer, Question, RequestError, answer, parse
+from headrace.serving.request import Question, RequestError, parse
+from headrace.serving.service import Answer, answer
 from headrace.serving.slot import Slot
 from headrace.store.store import Store
 
@@ -48,7 +49,7 @@ class Replica:
         loaded = None if bundle is None else self._watcher.load(bundle)
         if loaded is None:
             return False
-        answer(loaded, list(self._recent.copy()) or [Question(())], wall_ms(), self.name)
+        answer(loaded, list(self._recent.copy()) or [Question()], wall_ms(), self.name)
         self._slot.put(loaded)
         self._num_swaps += 1
         return True
