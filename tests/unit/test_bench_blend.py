@@ -18,7 +18,9 @@ EXPERTS = ("neural", "popular", "own_items", "uniform")
 def log_of(folder: Path) -> Path:
     landing = Landing(str(folder))
     for index in range(4):
-        landing.land(shard_name(index), events(300 if index == 0 else 120, seed=index, start_ms=index * 3_600_000))
+        landing.land(
+            shard_name(index), events(300 if index == 0 else 120, seed=index, start_ms=index * 3_600_000, num_items=200)
+        )
     return folder
 
 
@@ -30,8 +32,9 @@ OVERRIDES = (
 )
 
 
-def test_ranks_of_candidates_are_the_recommenders_own(tmp_path: Path) -> None:
+def test_ranks_of_candidates_are_the_recommenders_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe(*OVERRIDES, f"feed.path={log_of(tmp_path)}")
+    monkeypatch.setattr(blend, "_BEST", 25)  # fewer than there are items
     kept, ranks = blend._Kept(500), []
 
     def change(part, state):

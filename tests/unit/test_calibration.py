@@ -33,9 +33,11 @@ def with_exponents(version, **exponents):
 def test_probabilities_are_raised_and_normalised_and_keep_their_order(seen_last, name):
     plain = versions(3, Eligible(np.arange(ITEMS)))[seen_last]
     sharp = with_exponents(plain, **{name: 0.4})
+    steep = with_exponents(plain, **{name: 5.0})
     before, after = (np.array([judged(v, i).probability[name] for i in range(ITEMS)]) for v in (plain, sharp))
-    ranks = [np.array([judged(v, i).rank[name] for i in range(ITEMS)]) for v in (plain, sharp)]
-    np.testing.assert_array_equal(*ranks)
+    ranks = [np.array([judged(v, i).rank[name] for i in range(ITEMS)]) for v in (plain, sharp, steep)]
+    np.testing.assert_array_equal(ranks[0], ranks[1])
+    np.testing.assert_array_equal(ranks[0], ranks[2])
     raised = np.where(before > 0, before, 0.0) ** 0.4 * (before > 0)
     with np.errstate(invalid="ignore"):
         expected = raised / raised.sum(axis=0)

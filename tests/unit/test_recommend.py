@@ -213,7 +213,9 @@ def test_sparse_votes_abstentions_and_faults():
     assert target.rank["near"].tolist() == [40, MISS, MISS]
 
 
-def test_an_expert_that_dies_is_left_out_counted_and_no_error(caplog):
+def test_an_expert_that_dies_is_left_out_counted_and_no_error(caplog, monkeypatch):
+    monkeypatch.setattr("headrace.recommend.votes._TOLD", set())
+
     def dies(contexts, query_QD, eligible):
         raise ZeroDivisionError("by hand")
 

@@ -229,6 +229,26 @@ def test_what_the_side_feed_says_outlives_a_rejected_increment(tmp_path: Path) -
     assert int(catalogue.numbers(np.array([1000]))[0]) in states[0].eligible.number_E
 
 
+def test_stopped_after_a_rejected_increment_or_not_what_is_live_answers_alike(tmp_path: Path) -> None:
+    def told(folder: Path) -> Stream:
+        stream = stream_of(folder)
+        stream.advance()
+        spam = events(300, seed=5, start_ms=5 * HOUR_MS)
+        gone = [{"item_id": n, "ts": 2, "status": "retired", "kind": ""} for n in (1, 2, 3)]
+        stream.items.land("items-0.parquet", table(*gone))
+        stream.land(spam.set_column(0, "item_id", pa.array(np.full(300, 7))))
+        stream.land(events(80, seed=6, start_ms=6 * HOUR_MS))
+        return stream
+
+    once, stopped = told(tmp_path / "a"), told(tmp_path / "b")
+    rejected, after = once.advance()
+    assert rejected.verdict == "reject"
+    stopped.advance(until=rejected.cut)
+    (again,) = stopped.advance()
+    assert again.facts["metrics"] == after.facts["metrics"]
+    assert again.state_digest == after.state_digest
+
+
 def test_retiring_most_of_the_shop_is_not_taken_for_poison(tmp_path: Path) -> None:
     stream = stream_of(tmp_path)
     stream.advance()

@@ -2,9 +2,10 @@
 
 Every cut's queries are scored by the learner before it trains, as an increment does. Of each query is kept what every
 expert gives to its target, and of a sample also what they give to the items that could outrank it: the best of each
-expert. From these, mixtures are compared that share everything but their weights: Soft-Bayes query by query, as in
-production fixed over a cut, and the best fixed ones, by log loss (expectation-maximisation) and by MRR@20 (a search
-along coordinates). Targets are the first of each query. Imports neither ray nor wandb.
+expert, of the blend as it stands, and of an even one (so ranks of a mixture far from these are from below). From these,
+mixtures are compared that share everything but their weights: Soft-Bayes query by query, as in production fixed over a
+cut, and the best fixed ones, by log loss (expectation-maximisation) and by MRR@20 (a search along coordinates). Targets
+are the first of each query. Imports neither ray nor wandb.
 Shape legend: Q queries, K experts, C candidates of a query, of which the first is the target.
 """
 
@@ -27,7 +28,7 @@ from headrace.records import CutRows
 from headrace.train.offline import queries_of, replay
 from headrace.train.state import LearnerState
 
-_BEST = 60  # of each expert, that are candidates: enough that no other item reaches the blend's first 20
+_BEST = 60  # of each expert and of two mixtures, that are candidates for the first 20 of any mixture
 _STRIDE = 500
 
 
@@ -58,11 +59,14 @@ class _Kept:
         p_QK = np.stack([judged.probability[name] for name in self.names], axis=1)
         on_Q = np.isfinite(p_QK).any(axis=1)
         asked, p_QK = asked.take(np.flatnonzero(on_Q)), p_QK[on_Q]
-        drawn_Q = np.arange(len(asked))[:: max(1, len(asked) // self.max_ranked)][: self.max_ranked]
+        drawn_Q = np.linspace(0, len(asked) - 1, min(len(asked), self.max_ranked)).astype(np.int64)
         self.ranked += (sum(len(part) for part in self.p_QK) + drawn_Q).tolist()
         column_Q = learner.eligible.column_of(asked.target_T)[drawn_Q]
         for rows, dense in learner.probabilities(asked.contexts.take(drawn_Q)):
-            self.p_CK += _candidates([dense[name] for name in self.names], column_Q[rows])
+            mixed = sum(weight * dense[name] for name, weight in state.weights.as_mapping().items())
+            even = sum(dense.values()) / len(dense)
+            best = _best([*dense.values(), torch.as_tensor(mixed), torch.as_tensor(even)])
+            self.p_CK += _candidates([dense[name] for name in self.names], best, column_Q[rows])
         self.p_QK.append(p_QK)
         self.cut_Q += [part.cut.number] * len(asked)
         return part
@@ -126,9 +130,15 @@ def _single(asked: Queries) -> Queries:
     )
 
 
-def _candidates(dense: list[torch.Tensor], column_Q: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-    """For each query of a block ``(C, K)``: the target's probabilities, then those of every expert's best others."""
-    best = [p_QE.topk(min(_BEST, p_QE.shape[1]), dim=1).indices.cpu().numpy() for p_QE in dense]
+def _best(scores: list[torch.Tensor]) -> list[NDArray[np.int64]]:
+    """The columns of the highest scores of each query, ``(Q, B)`` for each of these."""
+    return [score_QE.topk(min(_BEST, score_QE.shape[1]), dim=1).indices.cpu().numpy() for score_QE in scores]
+
+
+def _candidates(
+    dense: list[torch.Tensor], best: list[NDArray[np.int64]], column_Q: NDArray[np.int64]
+) -> list[NDArray[np.float32]]:
+    """For each query of a block ``(C, K)``: the target's probabilities, then those of all others among the best."""
     found = []
     for row, column in enumerate(column_Q.tolist()):
         others = np.setdiff1d(np.concatenate([index_QB[row] for index_QB in best]), [column])

@@ -1,4 +1,7 @@
-"""What landed in a finished run, which cut took it, and how soon it was served: read back from its folder."""
+"""What landed in a finished run, which cut took it, and how soon it was served: read back from its folder.
+
+Rows of rejected cuts are never served; they are left out, as the report leaves them out.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,17 +25,19 @@ def freshness(run_dir: Path, answers: Sequence[Answer]) -> Fresh:
     """All shards of a run but the warm-up's; seconds are infinite where rows were never served."""
     store = Store(str(run_dir / "store"))
     landed_s = LandingLog(run_dir / "landings.jsonl").landed_s
+    manifests = Chain(store).manifests()
+    rejected = {manifest.cut for manifest in manifests if manifest.verdict == "reject"}
     names: dict[int, str] = {}
     landings: list[Landing] = []
     for entry in LedgerReader(store).entries():
         if isinstance(entry, Shard):
             names[entry.number] = entry.uri.rsplit("/", 1)[-1]
-        elif isinstance(entry, Cut) and entry.number > 0:
+        elif isinstance(entry, Cut) and entry.number > 0 and entry.number not in rejected:
             landings += [
                 Landing(names[part.shard], entry.number, part.num_rows, landed_s[names[part.shard]])
                 for part in entry.ranges
             ]
-    served_L = freshness_of(Chain(store).manifests(), answers, landings)
+    served_L = freshness_of(manifests, answers, landings)
     return list(zip(landings, served_L.tolist(), strict=True))
 
 

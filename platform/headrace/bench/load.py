@@ -1,7 +1,7 @@
 """``headrace bench load``: how much the whole road carries, on the synthetic stream with one replica.
 
-One run, in phases: rising rates, of which the highest that keeps the p99 of freshness within ten seconds is what is
-sustained; a burst of ten times the usual rate and the time until new shards are as fresh as before it; and an hour's
+One run, in phases: a burst of ten times the usual rate and the time until new shards are as fresh as before it; rising
+rates, of which the highest that keeps the p99 of freshness within ten seconds is what is sustained; and an hour's
 backlog that lands at once, drained at so many times real time. Training is as the plan says: whole sessions in one
 pass, as many replayed examples as new ones.
 """
@@ -125,10 +125,10 @@ def run(
     """Run all phases and print a row for each; rates in events a second, everything else in seconds."""
     climb = [Phase(f"{rate}/s", int(rate), seconds) for rate in rates.split(",")]
     phases = [
-        *climb,
         Phase("before the burst", _USUAL, 30),
         Phase("burst", _TIMES * _USUAL, burst_seconds),
         Phase("after the burst", _USUAL, 2 * burst_seconds),
+        *climb,
     ]
     phases += [Phase("backlog", 0, 0, _USUAL * _BACKLOG_S)] if backlog else []
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
@@ -174,7 +174,7 @@ def _recovered(measured: dict[str, Fresh]) -> float | None:
     """Seconds from the end of the burst until a shard that landed then was as fresh as before it, within twice."""
     usual_s = percentiles(measured["before the burst"])["p50_s"]
     after = sorted((landing.landed_monotonic_s, fresh_s) for landing, fresh_s in measured["after the burst"])
-    if usual_s is None or not after:
+    if usual_s is None or usual_s > _FRESH_S or not after:
         return None
     began_s = after[0][0]
     return next((landed_s - began_s for landed_s, fresh_s in after if fresh_s <= 2 * usual_s), None)

@@ -22,6 +22,8 @@ from headrace.inputs.contexts import Contexts
 from headrace.recommend.seen import Seen
 
 _log = logging.getLogger(__name__)
+_TOLD: set[str] = set()
+"""Experts whose failure this process has told of; versions come and go, and need not tell again."""
 
 MISS = int(np.iinfo(np.int64).max)
 """The rank of a target that cannot be answered: beyond every cutoff."""
@@ -48,10 +50,10 @@ class SharedTable:
         return self._spread_E
 
     def count_at_least(self, bound_T: NDArray[np.float32]) -> NDArray[np.int64]:
-        """How many items have at least this probability."""
+        """How many items have at least this probability, as the expert says it."""
         if self._ascending_E is None:
-            self._ascending_E = np.sort(self.p_E)
-        return len(self.p_E) - np.searchsorted(self._ascending_E, bound_T, side="left").astype(np.int64)
+            self._ascending_E = np.sort(self.said_E)
+        return len(self.said_E) - np.searchsorted(self._ascending_E, bound_T, side="left").astype(np.int64)
 
 
 class SharedVote:
@@ -79,11 +81,12 @@ class SharedVote:
 
     def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 + the number of other items with at least this probability: all of them for a seen one."""
-        bound_T = self.p_E[column_T]
+        said_E = self._table.said_E  # raised to a power, small ones could tie at 0
+        bound_T = said_E[column_T]
         rank_T = self._table.count_at_least(bound_T)
         if self._seen is None:
             return rank_T
-        rank_T -= self._seen.count_at_least(self.p_E, row_T, bound_T)
+        rank_T -= self._seen.count_at_least(said_E, row_T, bound_T)
         return np.where(self._seen.holds(row_T, column_T), len(self.p_E), rank_T)
 
 
@@ -100,6 +103,7 @@ class SparseVote:
         if seen is not None:
             keep_T &= ~seen.holds(row_T, sparse.column_T)
         row_T, column_T, p_T = row_T[keep_T], sparse.column_T[keep_T], sparse.p_T[keep_T]
+        said_T = p_T  # raised to a power, small ones could tie at 0
         if exponent != 1.0:
             p_T = p_T**exponent
         if seen is None and exponent == 1.0:
@@ -111,16 +115,22 @@ class SparseVote:
         key_T = row_T * num_items + column_T
         if not (key_T[1:] > key_T[:-1]).all():  # experts need not sort, but most do
             order_T = np.argsort(key_T, kind="stable")
-            row_T, column_T, p_T, key_T = row_T[order_T], column_T[order_T], p_T[order_T], key_T[order_T]
-        self.row_T, self.column_T, self.p_T, self._key_T = row_T, column_T, p_T, key_T
+            row_T, column_T, key_T = row_T[order_T], column_T[order_T], key_T[order_T]
+            p_T, said_T = p_T[order_T], said_T[order_T]
+        self.row_T, self.column_T, self.p_T, self._key_T, self._said_T = row_T, column_T, p_T, key_T, said_T
 
     def probability(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of these columns, each for its query; 0 for those it does not name."""
+        return self._at(self.p_T, row_T, column_T).astype(np.float64)
+
+    def _at(
+        self, value_T: NDArray[np.float32], row_T: NDArray[np.int64], column_T: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
         if not len(self._key_T):
-            return np.zeros(len(row_T), dtype=np.float64)
+            return np.zeros(len(row_T), dtype=np.float32)
         key_T = row_T * self._num_items + column_T
         at_T = np.minimum(np.searchsorted(self._key_T, key_T), len(self._key_T) - 1)
-        return np.where(self._key_T[at_T] == key_T, self.p_T[at_T], 0.0).astype(np.float64)
+        return np.where(self._key_T[at_T] == key_T, value_T[at_T], np.float32(0.0))
 
     def entropy(self, num_queries: int) -> NDArray[np.float64]:
         """Of each query's probabilities, nats."""
@@ -129,11 +139,11 @@ class SparseVote:
 
     def rank(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
         """1 + the number of other items with at least this probability: all of them where it is 0."""
-        p_T = self.probability(row_T, column_T)
+        said_T = self._at(self._said_T, row_T, column_T)
         begin_T = np.searchsorted(self.row_T, row_T, side="left")
         end_T = np.searchsorted(self.row_T, row_T, side="right")
-        above = [np.count_nonzero(self.p_T[b:e] >= p) for b, e, p in zip(begin_T, end_T, p_T, strict=True)]
-        return np.where(p_T > 0.0, np.array(above, dtype=np.int64), self._num_items)
+        above = [np.count_nonzero(self._said_T[b:e] >= p) for b, e, p in zip(begin_T, end_T, said_T, strict=True)]
+        return np.where(said_T > 0.0, np.array(above, dtype=np.int64), self._num_items)
 
     def add_to(self, score_QE: Tensor, weight_Q: NDArray[np.float32]) -> None:
         """Add its weighted probabilities, in place."""
@@ -173,7 +183,8 @@ class Voters:
         try:
             said = expert.probabilities(contexts, query_QD, self._eligible)
         except Exception:  # noqa: BLE001 (whatever it is, the others can answer)
-            if not self.faults[expert.name]:
+            if expert.name not in _TOLD:
+                _TOLD.add(expert.name)
                 _log.exception("expert %s failed; it is left out, and this is said once", expert.name)
             self.faults[expert.name] += len(contexts)
             return None

@@ -7,7 +7,7 @@ ranks decide alike.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -132,10 +132,9 @@ def train_increment(
     return manifest
 
 
-def _max_queries(state: LearnerState) -> int | None:
-    """Fewer queries where there are more items, so that scoring costs about the same; at least one."""
-    limit = state.recipe.evaluation.max_queries
-    return None if limit == "all" else max(1, min(limit, _SCORES // max(1, len(state.catalogue))))
+def _max_queries(limit: int | Literal["all"], num_eligible: int) -> int | None:
+    """Fewer queries where more items may be answered, so that scoring costs about the same; at least one."""
+    return None if limit == "all" else max(1, min(limit, _SCORES // max(1, num_eligible)))
 
 
 def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
@@ -169,7 +168,9 @@ def _score(asked: Queries, state: LearnerState, group: Group, increment: int, st
     recipe = state.recipe
     if state.learner is None or state.live is None:
         return None
-    asked = sample(asked, _max_queries(state), recipe.seed, group.gather)
+    asked = sample(
+        asked, _max_queries(recipe.evaluation.max_queries, len(state.learner.eligible)), recipe.seed, group.gather
+    )
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
     scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
     if scored.num_queries:
@@ -282,7 +283,7 @@ def _gate(
         finite=finite,
         max_abs=max_abs,
         update_ratio=trained.update_ratio,
-        churn=_churn(state, candidate) if finite and not reviewed.alarms else None,
+        churn=_churn(state, candidate) if finite and reviewed.version is None else None,
         num_events=len(taken.number_N),
         max_item_events=int(per_item.max(initial=0)),
         max_user_events=taken.max_user_events,
@@ -318,8 +319,6 @@ def _note_versions(state: LearnerState, candidate: Recommender, manifest: Manife
         if state.frozen is None:
             state.frozen = load_version(store, manifest, state.step.device)
         state.note_live()
-    elif manifest.verdict == "reject" and was_learner:
-        state.live = candidate
     elif was_learner and state.published is not None:
         state.live = load_version(store, state.published, state.step.device)
     known = state.versions | ({state.published.cut: state.published} if state.published else {})

@@ -74,9 +74,7 @@ class LearnerState:
     """Of the newest bundle; 0 before the first."""
     num_holds: int = 0
     """Holds in a row."""
-    rows: dict[str, int] = field(
-        default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0}
-    )
+    rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0})
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
@@ -210,8 +208,7 @@ def resume(
     published = {manifest.cut: manifest for manifest in manifests if manifest.verdict == "publish"}
     if published:
         state.published = published[max(published)]
-        is_live = manifests[-1].verdict == "publish"
-        state.live = state.learner if is_live else load_version(store, state.published, device)
+        state.live = load_version(store, state.published, device)  # as it was published, whatever the recipe says now
         state.frozen = load_version(store, published[min(published)], device)
         state.versions = {cut: published[cut] for cut in state.trial.needed | {state.published.cut}}
         state.note_live()
