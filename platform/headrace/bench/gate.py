@@ -140,10 +140,10 @@ def _poisoned(manifests: Sequence[Manifest], every: int) -> dict[str, Any]:
 
 
 def _below(cuts: Mapping[int, Manifest], cut: int, name: str) -> float:
-    """How far live was below trusted on this cut: the share of items answered worse, less that answered better."""
+    """How far live was below trusted on this cut: the share of targets it misses alone, less that it finds alone."""
     review = cuts[cut].facts["review"]
     worse, better = review["worse_better"].get(name, (0, 0))
-    return float((worse - better) / max(review["items"], 1))
+    return float((worse - better) * review["design_effect"].get(name, 1.0) / max(review["targets"], 1))
 
 
 def _below_clean(poisoned: Sequence[Manifest], clean: Sequence[Manifest], every: int) -> dict[str, list[float]]:
@@ -196,7 +196,7 @@ def _print(result: dict[str, Any]) -> None:
         rows += [
             ["poisoned increments", str(poisoned["given"])],
             ["rejected by hard rules", str(poisoned["rejected_by_hard_rules"])],
-            ["on the cut after, items below trusted: blend / neural", f"{below} %"],
+            ["on the cut after, below trusted: blend / neural", f"{below} points"],
             *[
                 [f"{name} below the clean replay, cut before / after", f"{100 * before:.1f} / {100 * after:.1f} points"]
                 for name, (before, after) in poisoned["below_clean"].items()

@@ -81,9 +81,11 @@ class Scored:
     """Of that probability by the logarithm of the expert's exponent, (Q,), likewise; see ``Judged``."""
     faults: dict[str, int]
     """By expert of the learner, where there are any: queries on which it failed, or its vote was not a probability."""
-    signs: Mapping[str, NDArray[np.int8]]
-    """Of the blend and the neural expert, one for each item that was a target: the sign of live's hits at 20 less
-    trusted's. Empty where trusted was not asked. Items, and not queries, since queries for one item tip together."""
+    gains: Mapping[str, NDArray[np.int8]]
+    """Of the blend and the neural expert, (T,) in rank order: live's hit at 20 less trusted's; empty where trusted was
+    not asked."""
+    target_T: NDArray[np.int64]
+    """The items that these targets are."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -142,15 +144,6 @@ def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
     return {name: (live.rank[name] <= _CUTOFF).astype(np.int8) - (trusted.rank[name] <= _CUTOFF) for name in CONTESTS}
 
 
-def _signs(parts: Sequence[Arrays], compared: Sequence[str]) -> dict[str, NDArray[np.int8]]:
-    """Items in the order of their numbers."""
-    _, item_T = np.unique(np.concatenate([part["target"] for part in parts]), return_inverse=True)
-    return {
-        name: np.sign(np.bincount(item_T, np.concatenate([part[f"gained/{name}"] for part in parts]))).astype(np.int8)
-        for name in compared
-    }
-
-
 def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
     """Of each query, ``(Q,)``: whether the learner knows an item of its context, and a target may be answered."""
     context_Q = learner.known(queries.contexts).length_Q > 0
@@ -177,10 +170,11 @@ def _summary(
             metrics_known[voter] = {name: float(value_Q[known_Q].mean()) for name, value_Q in values.items()}
     probability = {name: np.concatenate([part[f"p/{name}"] for part in parts])[order_Q] for name in experts}
     slope = {name: np.concatenate([part[f"slope/{name}"] for part in parts])[order_Q] for name in calibrated}
-    signs = _signs(parts, compared)
+    gains = {name: np.concatenate([part[f"gained/{name}"] for part in parts]) for name in compared}
+    target_T = np.concatenate([part["target"] for part in parts])
     failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
     faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
-    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, slope, faults, signs)
+    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, slope, faults, gains, target_T)
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

@@ -1,16 +1,16 @@
 """The sequential test behind publication: whether what is served is at least as good as the trusted version.
 
-Both answer the same queries, and each item that was a target in a cut has one sign (-1: live answered fewer of its
-queries, 1: more): all queries for an item that many want tip together, so that they are one piece of evidence and not
-many. A gambler who doubts live stakes a share b of the capital on every item whose sign is not 0, and gets back
-1 - b sign. While live is at least as good, no strategy can be expected to win, so that the capital ever reaches 1 / a
-with probability at most a, however long one looks and whenever one stops (testing by betting: arXiv 2010.09686;
-e-processes: arXiv 2210.01948).
+Both answer the same queries, and each target has a gain (-1: live missed it, 1: trusted did, at 20). A gambler who
+doubts live stakes a share b of the capital on every target whose gain is not 0, and gets back 1 - b gain. While live is
+at least as good, no strategy can be expected to win, so that the capital ever reaches 1 / a with probability at most a,
+however long one looks and whenever one stops (testing by betting: arXiv 2010.09686; e-processes: arXiv 2210.01948).
+All queries for an item that many want tip together, so that they are not as many pieces of evidence: a cut's counts are
+divided by its design effect, the variance of the sum of gains with items as clusters over that with none.
 The capital is spread evenly over a grid of stakes, so none is tuned to the size of a loss, and over the cuts of a
 window, each share being staked from its cut on, so that what live won before an increment went wrong does not count for
-it. Stakes stay fixed, hence the capital is a function of two counts for each cut: the order of items is of no
+it. Stakes stay fixed, hence the capital is a function of two counts for each cut: the order of targets is of no
 consequence, and a trial resumes from a few numbers. It is looked at after each cut, when something can be done.
-Shape legend: I items, B stakes, C cuts of a window.
+Shape legend: T targets, B stakes, C cuts of a window.
 """
 
 import math
@@ -32,27 +32,40 @@ CONTESTS = ("blend", "neural")
 class Tally:
     """Evidence for and against "live is at least as good as trusted"."""
 
-    items: int = 0
-    better: int = 0
-    """Items of which live answered more queries."""
-    worse: int = 0
+    targets: int = 0
+    better: float = 0.0
+    """Targets that live found and trusted did not, over the design effect."""
+    worse: float = 0.0
+    effect: float = 1.0
+    """The design effect of a single cut."""
 
     @classmethod
-    def of(cls, sign_I: NDArray[np.integer]) -> "Tally":
-        """What these items say."""
-        return cls(len(sign_I), int((sign_I > 0).sum()), int((sign_I < 0).sum()))
+    def of(cls, gain_T: NDArray[np.integer], item_T: NDArray[np.integer]) -> "Tally":
+        """What a cut's targets say; ``item_T`` are their items."""
+        effect = _design_effect(gain_T.astype(np.float64), item_T)
+        return cls(len(gain_T), float((gain_T > 0).sum()) / effect, float((gain_T < 0).sum()) / effect, effect)
 
     def __add__(self, other: "Tally") -> "Tally":
         """Both together."""
-        return Tally(self.items + other.items, self.better + other.better, self.worse + other.worse)
+        return Tally(self.targets + other.targets, self.better + other.better, self.worse + other.worse)
 
     @property
     def e_value(self) -> float:
-        """The capital of a gambler who began with 1 before these items."""
+        """The capital of a gambler who began with 1 before these targets."""
         log_B = self.worse * np.log1p(_STAKES_B) + self.better * np.log1p(-_STAKES_B)
         highest = float(log_B.max())
         mean = math.fsum(np.exp(log_B - highest).tolist()) / len(_STAKES_B)
         return math.exp(min(highest + math.log(mean), _MAX_LOG_E))
+
+
+def _design_effect(gain_T: NDArray[np.float64], item_T: NDArray[np.integer]) -> float:
+    """Variance of the summed gains with items as clusters, over that of independent ones; at least 1."""
+    apart_T = gain_T - gain_T.mean() if len(gain_T) else gain_T
+    alone = float((apart_T**2).sum())
+    if alone == 0.0:
+        return 1.0
+    together_I = np.bincount(np.unique(item_T, return_inverse=True)[1], weights=apart_T)
+    return max(1.0, float((together_I**2).sum()) / alone)
 
 
 def e_value(tally_C: Sequence[Tally], window: int) -> float:
@@ -89,11 +102,11 @@ class Trial:
         """The commits that must stay in the store."""
         return {self.trusted} if self.opened is None else {self.trusted, self.opened}
 
-    def add(self, live: int, signs: Mapping[str, NDArray[np.integer]]) -> "Trial":
+    def add(self, live: int, gains: Mapping[str, NDArray[np.integer]], item_T: NDArray[np.integer]) -> "Trial":
         """With one more cut, on which the commit ``live`` was compared; one without queries counts for nothing."""
-        if not len(signs[CONTESTS[0]]):
+        if not len(item_T):
             return self
-        tallies = {name: (*self.tallies[name], Tally.of(signs[name])) for name in CONTESTS}
+        tallies = {name: (*self.tallies[name], Tally.of(gains[name], item_T)) for name in CONTESTS}
         return Trial(self.trusted, live if self.opened is None else self.opened, tallies)
 
     def total(self, name: str) -> Tally:
@@ -116,7 +129,7 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
-        counts = {name: [[t.items, t.better, t.worse] for t in self.tallies[name]] for name in CONTESTS}
+        counts = {name: [[t.targets, t.better, t.worse, t.effect] for t in self.tallies[name]] for name in CONTESTS}
         return {"trusted": self.trusted, "opened": self.opened, **counts}
 
     @classmethod

@@ -57,7 +57,8 @@ class Review:
             "window_cut": self.trial.cuts if self.e_values else None,
             "e_values": dict(self.e_values),
             "worse_better": {name: [tally.worse, tally.better] for name, tally in newest.items()},
-            "items": newest["blend"].items if newest else 0,
+            "targets": newest["blend"].targets if newest else 0,
+            "design_effect": {name: tally.effect for name, tally in newest.items()},
             "alarms": list(self.alarms),
             "rolled_back_to": self.version if went_back else None,
             "reverted": self.num_reverted if went_back else 0,
@@ -84,8 +85,8 @@ def review(state: LearnerState, scored: Scored, store: Store) -> Review:
     assert state.published is not None
     gate, live = state.recipe.gate, state.published.cut
     trial, e_values = state.trial, {}
-    if scored.signs and scored.num_queries:
-        trial = trial.add(live, scored.signs)
+    if scored.gains and scored.num_queries:
+        trial = trial.add(live, scored.gains, scored.target_T)
         e_values = trial.e_values(gate.window)
     found = Review(trial, e_values, tuple(name for name, e in e_values.items() if e >= 1.0 / gate.false_alarm))
     if found.alarms or state.num_holds >= gate.max_holds:
@@ -116,7 +117,7 @@ def _lost(found: Review) -> str:
     for name in found.alarms:
         tally = found.trial.total(name)
         lost.append(
-            f"{_NAMES[name]}'s recall@20 is below trusted's on {tally.worse} of {tally.items} items and above on "
-            f"{tally.better}, e = {found.e_values[name]:.3g}"
+            f"{_NAMES[name]} misses {tally.worse:.0f} of {tally.targets} targets that trusted finds, and finds "
+            f"{tally.better:.0f} that trusted misses (counted as independent ones), e = {found.e_values[name]:.3g}"
         )
     return "; ".join(lost)
