@@ -19,6 +19,7 @@ from headrace.bench.freshness import RECIPE
 from headrace.bench.output import print_table
 from headrace.clock import monotonic_s
 from headrace.config.load import load_recipe
+from headrace.errors import ConfigError
 from headrace.serving.app import Serving
 from headrace.tracking.console import Observer
 from headrace.train import driver
@@ -100,9 +101,18 @@ def _own_mb(process: Path) -> float:
 
 def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Stream for ``minutes`` and print what grew after ``settled_minutes``; megabytes and counts."""
+    if settled_minutes + 1 > minutes:
+        raise ConfigError(f"minutes={minutes:g} leaves nothing after settled_minutes={settled_minutes:g}: ask for more")
     shards = 1 + round(minutes * 60)
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        words = [*RECIPE, *_EVERYTHING, *overrides, f"feed.synthetic.num_shards={shards}", f"run.dir={folder}/run"]
+        words = [
+            *RECIPE,
+            *_EVERYTHING,
+            *overrides,
+            "feed.synthetic.shard_interval_s=1.0",
+            f"feed.synthetic.num_shards={shards}",
+        ]
+        words.append(f"run.dir={folder}/run")
         scale = _Scale(Path(folder) / "run")
         scale.start()
         driver.run(load_recipe([], words), Observer(), Serving())
