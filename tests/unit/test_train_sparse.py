@@ -45,7 +45,7 @@ def test_a_step_changes_touched_rows_only_with_their_moments():
     batch = batch_of(make_examples(3, 8), range(8))
     step.run(batch, 8.0, torch.arange(NUM_ITEMS))
     parts = step.state()["optimizer/table/00000"]
-    touched_V = parts["clock"] > 0
+    touched_V = parts["touched_at"] > 0
     moved_V = (step.model.table.weight.detach() != before_VD).any(1).numpy()
     assert 16 <= touched_V.sum() < NUM_ITEMS
     assert np.array_equal(moved_V[:NUM_ITEMS], touched_V)
@@ -108,7 +108,7 @@ def test_negatives_come_from_the_eligible_alone():
     stats = train_passes(step, make_examples(7, 64, 30), alive, np.arange(NUM_ITEMS), epochs=1, seed=9, increment=0)
     assert stats.targets > 0
     read = np.unique(make_examples(7, 64, 30).contexts.item_T)
-    touched = np.flatnonzero(step.state()["optimizer/table/00000"]["clock"])
+    touched = np.flatnonzero(step.state()["optimizer/table/00000"]["touched_at"])
     assert set(touched) <= set(read) | set(range(20, NUM_ITEMS))
     assert set(range(30, NUM_ITEMS)) <= set(touched)
 
@@ -139,7 +139,7 @@ def test_a_penalty_on_the_table_reaches_touched_rows():
     step.begin_increment(NUM_ITEMS, 0)
     before_VD = step.model.table.weight.detach().clone()
     step.run(None, 1.0, torch.arange(NUM_ITEMS))
-    touched = np.flatnonzero(step.state()["optimizer/table/00000"]["clock"])
+    touched = np.flatnonzero(step.state()["optimizer/table/00000"]["touched_at"])
     torch.testing.assert_close(step.flat_gradient[-8 * len(touched) :].view(-1, 8), 2.0 * before_VD[touched])
 
 

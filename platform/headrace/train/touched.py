@@ -146,7 +146,7 @@ class TouchedRows:
         if f"{_TABLE}/00000" in parts:
             for key in RowAdam.KEYS:
                 self.adam.tensors[key] = self._to_device(join_chunks(_TABLE, key, parts))
-            self._num_slots = len(self.adam.tensors["clock"])
+            self._num_slots = len(self.adam.tensors["touched_at"])
         if self.frequencies is not None:
             self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
 
