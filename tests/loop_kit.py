@@ -153,7 +153,7 @@ def partial_run(
         spec = ReplaySpec(stream.recipe.replay, stream.recipe.seed, group.world, stream.store.uri)
         replay = LocalReplay(spec, group.rank) if stream.recipe.replays else None
         state = resume(stream.store, stream.recipe, group, torch.device("cpu"), replay)
-        committer = Committer(stream.store, epoch, group, stream.recipe.store.keep)
+        committer = Committer(stream.store, epoch, group, stream.recipe.store)
         committer.start(state)
         if change is not None:
             change(state)

@@ -48,6 +48,7 @@ OfStore = Annotated[
     str | None,
     typer.Option("--store", help="URI or folder of a store, instead of a recipe's.", show_default=False),
 ]
+Version = Annotated[int, typer.Argument(min=1, help="As headrace versions shows it.", show_default=False)]
 Number = Annotated[int, typer.Argument(metavar="NUMBER", help="As `list` shows it.", show_default=False)]
 Out = Annotated[
     Path | None, typer.Option(help="A .json file, or a folder for it, to write the result to.", show_default=False)
@@ -134,17 +135,44 @@ def try_(
 
 @app.command()
 def versions(words: Words = None, store: OfStore = None) -> None:
-    """List the commits of a store: what each took, its verdict, and the version it published."""
+    """List the commits that are still in a store: what each took, its verdict, the version it published."""
     with _errors_in_words():
+        from headrace.commit.chain import Chain
+        from headrace.commit.pins import pinned
         from headrace.tracking.console import align
 
-        uri = store or _recipe(words).store_uri
-        manifests = _manifests(uri)
+        opened = _store(store or _recipe(words).store_uri)
+        manifests, pins = Chain(opened).manifests(), pinned(opened)
         if not manifests:
-            raise ConfigError(f"no commits in {uri}: name a store with --store, or the recipe and overrides of its run")
-        header = ("cut", "version", "verdict", "events", "items", "digest", "reason")
-        for line in align(header, [_version_row(manifest) for manifest in manifests], left=frozenset({2, 5, 6})):
+            raise ConfigError(
+                f"no commits in {opened.uri}: name a store with --store, or the recipe and overrides of its run"
+            )
+        header = ("cut", "version", "pin", "verdict", "events", "items", "digest", "reason")
+        rows = [_version_row(manifest, manifest.version in pins) for manifest in manifests]
+        for line in align(header, rows, left=frozenset({2, 3, 6, 7})):
             typer.echo(line)
+        if num_gone := manifests[-1].cut + 1 - len(manifests):
+            typer.echo(f"{num_gone} more have left the store, by store.keep and store.keep_s; their figures stay")
+
+
+@app.command()
+def pin(version: Version, words: Words = None, store: OfStore = None) -> None:
+    """Keep a version, its commit and all of its parts until it is unpinned, whatever its age."""
+    with _errors_in_words():
+        from headrace.commit import pins
+
+        manifest = pins.pin(_store(store or _recipe(words).store_uri), version)
+        typer.echo(f"version {version} (cut {manifest.cut}) stays until it is unpinned")
+
+
+@app.command()
+def unpin(version: Version, words: Words = None, store: OfStore = None) -> None:
+    """Let a pinned version go as others do, when the run commits next."""
+    with _errors_in_words():
+        from headrace.commit import pins
+
+        pins.unpin(_store(store or _recipe(words).store_uri), version)
+        typer.echo(f"version {version} leaves as others do")
 
 
 @quarantine.command("list")
@@ -420,12 +448,6 @@ def _serving(recipe: "Recipe") -> "Serving | None":
     return Serving()
 
 
-def _manifests(uri: str) -> list["Manifest"]:
-    from headrace.commit.chain import Chain
-
-    return Chain(_store(uri)).manifests()
-
-
 def _store(uri: str) -> "Store":
     from headrace.store.store import Store
 
@@ -436,12 +458,21 @@ def _shortened(reason: str) -> str:
     return reason if len(reason) <= _REASON_CHARACTERS else reason[:_REASON_CHARACTERS] + " .."
 
 
-def _version_row(manifest: "Manifest") -> tuple[str, ...]:
+def _version_row(manifest: "Manifest", is_pinned: bool) -> tuple[str, ...]:
     facts = manifest.facts
     version = "-" if manifest.version is None else str(manifest.version)
     events, items = (str(facts.get(name, "-")) for name in ("events", "num_items"))
     digest = manifest.state_digest[:12]
-    return (str(manifest.cut), version, manifest.verdict, events, items, digest, manifest.reason)
+    return (
+        str(manifest.cut),
+        version,
+        "pinned" if is_pinned else "-",
+        manifest.verdict,
+        events,
+        items,
+        digest,
+        manifest.reason,
+    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ WORDS = [
     "feed.synthetic.shard_interval_s=0.2",
     "feed.synthetic.num_shards=none",
     f"run.max_increments={LAST}",
+    "store.keep=100",  # all of them are compared
     "train.warmup_epochs=1",
     "serve.port=0",
     "serve.client_rps=20",

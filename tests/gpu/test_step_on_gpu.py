@@ -6,6 +6,7 @@ import pytest
 import torch
 from loop_kit import Stream, events, recipe
 
+from headrace.config.recipe import StoreConfig
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
 from headrace.models.build import model_parts
@@ -31,7 +32,7 @@ def test_three_increments_agree_with_the_processor(tmp_path: Path) -> None:
         epoch = take_epoch(stream.store)
         cuts = stream.cuts(LedgerWriter.open(stream.store, epoch))
         state = fresh(stream.recipe, Solo(), torch.device(device))
-        committer = Committer(stream.store, epoch, Solo(), keep=20)
+        committer = Committer(stream.store, epoch, Solo(), StoreConfig())
         for cut in cuts:
             part = cut_rows(LedgerReader(stream.store), cut, stream.recipe.columns, range(KEY_GROUPS))
             train_increment(part, state, Solo(), committer)

@@ -84,9 +84,9 @@ def test_the_road_of_a_replica(application):
         of_version = [(request, response) for request, response in responses if response["version"] == version]
         num_mixed += sum(mixed(loaded, request, response) for request, response in of_version[:20])
     assert num_mixed == 0
-    watched = serving.answers()
-    assert len(watched) > 0
-    assert not any(exchange.failed or exchange.mixed for exchange in watched)
+    watched = serving.requests()
+    assert watched.total > 0
+    assert (watched.failed, watched.mixed_version) == (0, 0)
 
 
 def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):

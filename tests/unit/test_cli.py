@@ -172,10 +172,24 @@ def test_versions_lists_the_commits(headrace, tmp_path):
         result = headrace("versions", *words)
         assert result.exit_code == 0
         lines = [line.split() for line in result.stdout.splitlines()]
-        assert lines[0] == ["cut", "version", "verdict", "events", "items", "digest", "reason"]
-        assert lines[1] == ["0", "1", "publish", "200", "50", first.state_digest[:12]]
-        assert lines[2][:5] == ["1", "-", "hold", "201", "50"]
-        assert lines[2][6:] == ["churn", "0.40", "is", "above", "0.30"]
+        assert lines[0] == ["cut", "version", "pin", "verdict", "events", "items", "digest", "reason"]
+        assert lines[1] == ["0", "1", "-", "publish", "200", "50", first.state_digest[:12]]
+        assert lines[2][:6] == ["1", "-", "-", "hold", "201", "50"]
+        assert lines[2][7:] == ["churn", "0.40", "is", "above", "0.30"]
+
+
+def test_a_version_is_pinned_and_unpinned(headrace, tmp_path):
+    store = Store(str(tmp_path))
+    for cut, version in ((0, 1), (3, 2)):
+        _put_commit(store, cut, version)
+    assert headrace("unpin", 2, "--store", tmp_path).exit_code == 2
+    assert headrace("pin", 2, "--store", tmp_path).stdout == "version 2 (cut 3) stays until it is unpinned\n"
+    lines = headrace("versions", "--store", tmp_path).stdout.splitlines()
+    assert [line.split()[2] for line in lines[1:3]] == ["-", "pinned"]
+    assert lines[3].startswith("2 more have left the store")
+    assert headrace("unpin", 2, "--store", tmp_path).exit_code == 0
+    refused = headrace("pin", 7, "--store", tmp_path)
+    assert (refused.exit_code, "version 7 is not in" in refused.stderr) == (2, True)
 
 
 def test_versions_of_nothing(headrace, tmp_path):

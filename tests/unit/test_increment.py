@@ -201,7 +201,7 @@ def test_an_older_writer_stops_at_its_next_marker(tmp_path: Path) -> None:
 
 
 def test_only_kept_commits_hold_parts(tmp_path: Path) -> None:
-    stream = stream_of(tmp_path, "store.keep=2", shards=6)
+    stream = stream_of(tmp_path, "store.keep=2", "store.keep_s=0", shards=6)
     manifests = stream.advance()
 
     def whole(manifest: Manifest) -> bool:

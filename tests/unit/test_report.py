@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.commit.manifest import Envelope, Manifest
-from headrace.tracking.report import Landing, build_report, freshness_of, weighted_quantile, write_report
+from headrace.commit.summary import Summary, summary_of
+from headrace.tracking.report import (
+    Increments,
+    Landing,
+    Requests,
+    build_report,
+    freshness_of,
+    weighted_quantile,
+    write_report,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,12 @@ def _scores(value):
 COMMITS = [_commit(0, 1), _commit(1, None, "hold"), _commit(2, 2), _commit(3, 3)]
 
 
+def report_of(commits, requests, landings, now_s=None):
+    return build_report(Increments(map(summary_of, commits)), Requests(requests), landings, now_s)
+
+
 def _fresh(landings, requests, commits=COMMITS):
-    return freshness_of(commits, requests, landings).tolist()
+    return freshness_of(Increments(map(summary_of, commits)).cut_of, Requests(requests), landings).tolist()
 
 
 def test_a_shard_is_fresh_with_the_first_answer_that_covers_it():
@@ -85,7 +98,7 @@ def test_quantiles_are_weighted_by_event_and_unserved_events_are_null_at_the_end
         Landing("late", None, 5, 15.0),
     ]
     requests = [Request(11.0, 2), Request(14.0, 3)]
-    fresh = build_report(COMMITS, requests, landings)["freshness_s"]
+    fresh = report_of(COMMITS, requests, landings)["freshness_s"]
     assert fresh == {
         "p50": 4.0,
         "p99": None,
@@ -94,13 +107,13 @@ def test_quantiles_are_weighted_by_event_and_unserved_events_are_null_at_the_end
         "events_not_served": 5,
         "events_rejected": 0,
     }
-    assert build_report(COMMITS, requests, landings, now_s=25.0)["freshness_s"]["p99"] == 10.0
+    assert report_of(COMMITS, requests, landings, now_s=25.0)["freshness_s"]["p99"] == 10.0
 
 
 def test_rejected_rows_are_never_served_and_counted_apart():
     commits = [_commit(0, 1), _commit(1, None, "reject"), _commit(2, 2)]
     landings = [Landing("poison", 1, 300, 10.0), Landing("good", 2, 100, 10.0)]
-    fresh = build_report(commits, [Request(12.0, 2)], landings)["freshness_s"]
+    fresh = report_of(commits, [Request(12.0, 2)], landings)["freshness_s"]
     assert (fresh["p50"], fresh["p99"], fresh["events_rejected"]) == (2.0, 2.0, 300)
 
 
@@ -111,7 +124,7 @@ def test_scores_are_a_value_per_increment_and_null_where_nothing_was_scored():
         _commit(2, 3, metrics={"live": _scores(0.6), "frozen": None, "experts": {"popular": _scores(0.2)}}),
         _commit(3, 4, metrics={"queries": 0, "live": None, "learner": None, "frozen": None, "experts": {}}),
     ]
-    report = build_report(commits, [], [])
+    report = report_of(commits, [], [])
     assert report["recall_at_20"] == {
         "live": [None, 0.5, 0.6, None],
         "learner": [None, None, None, None],
@@ -134,7 +147,7 @@ def test_counts():
         Request(3.0, 2, mixed=True),
         Request(4.0, None, None, failed=True),
     ]
-    report = build_report(commits, requests, [])
+    report = report_of(commits, requests, [])
     assert report["increments"] == 4
     assert report["cuts"] == [0, 1, 2, 3]
     assert report["events"] == 5600
@@ -146,8 +159,29 @@ def test_counts():
     assert report["wall_s"] == 17.0
 
 
+def test_what_stays_of_a_commit_says_the_same_after_a_round_trip():
+    for commit in COMMITS:
+        summary = summary_of(commit)
+        assert Summary.from_json(summary.to_json()) == summary
+
+
+def test_a_series_that_begins_late_or_pauses_has_nulls_there():
+    experts = [{}, {"neural": _scores(0.5)}, {}, {"neural": _scores(0.25)}]
+    commits = [_commit(cut, cut + 1, metrics={"experts": of}) for cut, of in enumerate(experts)]
+    assert report_of(commits, [], [])["recall_at_20"]["experts"] == {"neural": [None, 0.5, None, 0.25]}
+
+
+def test_requests_are_counted_not_kept_and_a_copy_stands_still():
+    requests = Requests(Request(float(second), 1 + second // 10) for second in range(100))
+    assert (requests.total, requests.versions) == (100, list(range(1, 11)))
+    assert requests.first_s == {"a": {version: 10.0 * (version - 1) for version in range(1, 11)}}
+    copied = requests.copy(newest_versions=2)
+    requests.add(Request(100.0, 11))
+    assert (copied.total, copied.versions, copied.span_s["a"]) == (100, [9, 10], (0.0, 99.0))
+
+
 def test_nothing_at_all_is_a_report_too(tmp_path):
-    report = build_report([], [], [])
+    report = report_of([], [], [])
     assert report["increments"] == 0
     assert report["train_events_per_s"] is None
     assert report["freshness_s"]["p50"] is None

@@ -385,23 +385,24 @@ def test_the_client_asks_logs_and_recomputes(store, server, tmp_path):
     log, checker = tmp_path / "requests.jsonl", Always(store)
     client = Client(address, StoreSessions(store, 1), 500.0, log, checker=checker, check_every=7)
     client.start()
-    assert client.exchanges() == []
+    assert client.requests().total == 0
     epoch = take_epoch(store)
     publish_version(store, 1, ITEMS, epoch)
     replica.refresh()
-    wait_for(lambda: len(client.exchanges()) >= 30)
+    wait_for(lambda: client.requests().total >= 30)
     publish_version(store, 2, ITEMS, epoch)
     replica.refresh()
     wait_for(lambda: checker.num_checked >= 8)
     client.stop()
-    met = client.exchanges()
+    met = list(read_log(log))
     assert not any(exchange.failed or exchange.mixed for exchange in met)
     assert {exchange.version for exchange in met} == {1, 2}
     assert sum(exchange.mixed is False for exchange in met) == checker.num_checked
-    assert read_log(log) == met
+    assert (client.requests().total, client.requests().recomputed) == (len(met), checker.num_checked)
     with log.open("a") as torn:
         torn.write('{"sent_mono')
-    assert Client(address, list, 1.0, log).exchanges() == met
+    assert Client(address, list, 1.0, log).requests().first_s == client.requests().first_s
+    assert list(read_log(log)) == met
     assert log.read_text().endswith("\n")
 
 

@@ -80,7 +80,7 @@ def _stream(mode: str, seconds: int, recipe: Path | None, overrides: Sequence[st
         driver.run(made, Observer(), serving)
         run_dir = Path(folder) / "run"
         report = json.loads((run_dir / "report.json").read_text())
-        fresh = freshness(run_dir, serving.answers())
+        fresh = freshness(run_dir, serving.requests())
     if mode == "per_increment":
         fresh = [(landing, seconds) for landing, seconds in fresh if landing.cut != 1]
     return {

@@ -3,7 +3,7 @@
 Rows of rejected cuts are never served; they are left out, as the report leaves them out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,29 @@ from headrace.feed.entries import Shard
 from headrace.feed.ledger import LedgerReader
 from headrace.records import Cut
 from headrace.store.store import Store
-from headrace.tracking.report import Answer, Landing, freshness_of, weighted_quantile
+from headrace.tracking.report import Increments, Landing, Requests, freshness_of, weighted_quantile
 from headrace.train.feeder import LandingLog
 
 Fresh = list[tuple[Landing, float]]
 """Rows of a shard that one cut took, and the seconds until they were served."""
 
 
-def freshness(run_dir: Path, answers: Sequence[Answer]) -> Fresh:
+def freshness(run_dir: Path, requests: Requests) -> Fresh:
     """All shards of a run but the warm-up's; seconds are infinite where rows were never served."""
     store = Store(str(run_dir / "store"))
     landed_s = LandingLog(run_dir / "landings.jsonl").landed_s
-    manifests = Chain(store).manifests()
-    rejected = {manifest.cut for manifest in manifests if manifest.verdict == "reject"}
+    increments = Increments(Chain(store).summaries())
     names: dict[int, str] = {}
     landings: list[Landing] = []
     for entry in LedgerReader(store).entries():
         if isinstance(entry, Shard):
             names[entry.number] = entry.uri.rsplit("/", 1)[-1]
-        elif isinstance(entry, Cut) and entry.number > 0 and entry.number not in rejected:
+        elif isinstance(entry, Cut) and entry.number > 0 and entry.number not in increments.rejected:
             landings += [
                 Landing(names[part.shard], entry.number, part.num_rows, landed_s[names[part.shard]])
                 for part in entry.ranges
             ]
-    served_L = freshness_of(manifests, answers, landings)
+    served_L = freshness_of(increments.cut_of, requests, landings)
     return list(zip(landings, served_L.tolist(), strict=True))
 
 

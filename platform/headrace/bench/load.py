@@ -154,7 +154,7 @@ def _measure(made: Recipe, phases: Sequence[Phase], run_dir: Path) -> dict[str, 
     serving = Serving()
     driver.run(made, Observer(), serving, source)
     measured: dict[str, Fresh] = {phase.name: [] for phase in phases}
-    for landing, fresh_s in freshness(run_dir, serving.answers()):
+    for landing, fresh_s in freshness(run_dir, serving.requests()):
         measured[source.phase_of[landing.shard]].append((landing, fresh_s))
     return measured
 

@@ -52,6 +52,11 @@ def publish(store: Store, bundle: Bundle, epoch: Epoch) -> Pointer:
     return pointer
 
 
+def withdraw(store: Store, version: int) -> None:
+    """Take a bundle away, before its parts go; never the one that the pointer names."""
+    store.delete(bundle_name(version))
+
+
 def read_pointer(store: Store) -> Pointer | None:
     """The pointer as stored; None before the first version; StoreError where it is damaged."""
     try:

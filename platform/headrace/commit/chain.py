@@ -1,15 +1,17 @@
-"""The chain of commits in a store: read, extend, and forget what is no longer needed.
+"""The chain of commits in a store: read and extend it.
 
 A commit is the put of its manifest, after all of its parts and after a look at the fence. Its name holds the cut and
-the writer's epoch; of two commits of one cut the one of the newer epoch counts.
+the writer's epoch; of two commits of one cut the one of the newer epoch counts. Old ones leave (commit/retention.py);
+what stays of them for good is a line in the journal.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
+from headrace.commit.journal import Journal
 from headrace.commit.manifest import Manifest
+from headrace.commit.summary import Summary, summary_of
 from headrace.store.fence import Epoch, check_epoch
-from headrace.store.store import Store, part_name
+from headrace.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,43 @@ class Chain:
         self._store = store
 
     def names(self) -> list[tuple[int, int]]:
-        """(cut, epoch) of the commit that counts for each cut, by cut."""
-        newest: dict[int, int] = {}
-        for name in self._store.names("commits"):
-            cut, epoch = (int(word) for word in name.removesuffix(".json").split("."))
-            newest[cut] = max(epoch, newest.get(cut, 0))
-        return sorted(newest.items())
+        """(cut, epoch) of the commit that counts for each cut, by cut; of those that are still there."""
+        return sorted(dict(self._listed()).items())
+
+    def superseded(self) -> list[tuple[int, int]]:
+        """(cut, epoch) of commits that do not count, since a newer epoch has made the same cut again."""
+        return sorted(set(self._listed()) - set(self.names()))
+
+    def _listed(self) -> list[tuple[int, int]]:
+        """All that are there, by cut, then epoch."""
+        words = (name.removesuffix(".json").split(".") for name in self._store.names("commits"))
+        return sorted((int(cut), int(epoch)) for cut, epoch in words)
 
     def read(self, cut: int, epoch: int) -> Manifest:
         """The manifest of this commit; FileNotFoundError where there is none."""
         return Manifest.from_json(self._store.get(_name(cut, epoch)))
 
     def manifests(self) -> list[Manifest]:
-        """All of them, oldest first."""
-        return [self.read(cut, epoch) for cut, epoch in self.names()]
+        """All that are still there, oldest first."""
+        return [manifest for cut, epoch in self.names() if (manifest := self._read_if_there(cut, epoch)) is not None]
+
+    def summaries(self, after_cut: int = -1) -> list[Summary]:
+        """What is known of every commit that was ever made beyond this cut, oldest first."""
+        there = [
+            summary_of(manifest)
+            for cut, epoch in self.names()
+            if cut > after_cut and (manifest := self._read_if_there(cut, epoch)) is not None
+        ]
+        gone = Journal(self._store).summaries(after_cut)  # after the listing: a line is written before its commit goes
+        known = {summary.cut: summary for summary in [*gone, *there]}
+        return [known[cut] for cut in sorted(known)]
+
+    def _read_if_there(self, cut: int, epoch: int) -> Manifest | None:
+        """None where retention has removed it since it was listed."""
+        try:
+            return self.read(cut, epoch)
+        except FileNotFoundError:
+            return None
 
     def latest(self) -> Manifest | None:
         """The newest commit, where training begins again."""
@@ -60,40 +85,9 @@ class Chain:
         self._store.put(_name(manifest.cut, epoch.number), manifest.to_json())
         return Commit(manifest)
 
-
-class Retention:
-    """Removes parts that no kept commit names. Kept: the last ``keep`` commits, the warm-up, live and trusted.
-
-    Manifests themselves stay: they are small, and the report is made from them. Parts of an increment that was killed
-    before its commit need no collecting: done again, it makes the same parts and names them. Owned by rank 0.
-    """
-
-    def __init__(self, store: Store, keep: int) -> None:
-        self._store = store
-        self._keep = keep
-        self._kept: dict[int, Manifest] = {}
-        self._names: Counter[str] = Counter()
-
-    def start(self, manifests: list[Manifest], pinned: set[int]) -> None:
-        """Take stock at the start of a run; what older runs left behind is removed."""
-        self._kept = {manifest.cut: manifest for manifest in manifests}
-        self._names = Counter(ref.sha256 for manifest in manifests for ref in manifest.parts.values())
-        self._drop(pinned)
-
-    def add(self, manifest: Manifest, pinned: set[int]) -> None:
-        """Note a new commit and drop what falls out; ``pinned`` cuts stay whatever their age."""
-        self._kept[manifest.cut] = manifest
-        self._names.update(ref.sha256 for ref in manifest.parts.values())
-        self._drop(pinned)
-
-    def _drop(self, pinned: set[int]) -> None:
-        newest = max(self._kept, default=0)
-        for cut in [cut for cut in self._kept if cut <= newest - self._keep and cut not in pinned and cut != 0]:
-            for ref in self._kept.pop(cut).parts.values():
-                self._names[ref.sha256] -= 1
-                if not self._names[ref.sha256]:
-                    del self._names[ref.sha256]
-                    self._store.delete(part_name(ref.sha256))
+    def remove(self, cut: int, epoch: int) -> None:
+        """Delete the marker; whatever it alone names must be gone before."""
+        self._store.delete(_name(cut, epoch))
 
 
 def _name(cut: int, epoch: int) -> str:

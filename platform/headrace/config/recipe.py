@@ -292,9 +292,7 @@ def _kind_is(default: str) -> BeforeValidator:
     return BeforeValidator(lambda section: {"kind": default, **section} if isinstance(section, dict) else section)
 
 
-ObjectiveConfig = Annotated[
-    SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), _kind_is("softmax")
-]
+ObjectiveConfig = Annotated[SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), _kind_is("softmax")]
 """Every kind of objective; a section that names none is a "softmax"."""
 
 
@@ -452,8 +450,11 @@ class StoreConfig(Section):
 
     uri: str | None = None
     """None: ``store`` inside ``run.dir``."""
-    keep: PositiveInt = 20
-    """Commits that stay, beside warm-up, live and trusted."""
+    keep: Annotated[int, Field(ge=2)] = 20
+    """Commits that stay with their bundles, beside warm-up, live, trusted and pinned ones; two at least, since the
+    ledger waits to see each."""
+    keep_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """What was replaced less than so many seconds ago stays, too: a replica may be loading it. Wall time; not state."""
 
 
 class ServeConfig(Section):

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from headrace.commit.chain import Chain
-from headrace.commit.manifest import Manifest
+from headrace.commit.summary import Summary
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Entry, Quarantine, Release, Shard, decode, encode
@@ -50,7 +50,7 @@ class Aside:
 
 def set_aside(store: Store) -> list[Aside]:
     """All that was ever set aside, in ledger order; released ones included."""
-    commits = {manifest.cut: manifest for manifest in Chain(store).manifests()}
+    commits = {commit.cut: commit for commit in Chain(store).summaries()}
     asked, entries = set(requested(store)), list(LedgerReader(store).entries())
     released = {entry.of for entry in entries if isinstance(entry, Release)}
     found: list[Aside] = []
@@ -123,7 +123,7 @@ def is_request_for(store: Store, entry: Entry) -> bool:
 
 
 def _asides(
-    entry: Entry, commits: Mapping[int, Manifest]
+    entry: Entry, commits: Mapping[int, Summary]
 ) -> Iterator[tuple[int, str, Literal["file", "rows", "cut", "policy"], int, str]]:
     """(number, where, kind, rows, reason) of what this record set aside: nothing, or one thing."""
     match entry:
@@ -135,7 +135,7 @@ def _asides(
         case Cut() if (commit := commits.get(entry.number)) is not None:
             if commit.verdict == "reject":
                 yield entry.record, f"cut {entry.number}", "cut", entry.num_rows, commit.reason
-            elif by_policy := {fate: rows for fate in _BY_POLICY if (rows := commit.facts["fates"].get(fate, 0))}:
+            elif by_policy := {fate: rows for fate in _BY_POLICY if (rows := commit.fates.get(fate, 0))}:
                 reasons = "; ".join(f"{rows} rows: {_BY_POLICY[fate]}" for fate, rows in by_policy.items())
                 yield entry.record, f"cut {entry.number}", "policy", sum(by_policy.values()), reasons
         case _:
@@ -160,11 +160,9 @@ def _state(number: int, released: set[int], asked: set[int]) -> Literal["set asi
 
 
 def _first_of_cut(store: Store, cut: Cut) -> tuple[str, ...]:
-    columns = next(
-        ColumnsConfig(**manifest.facts["recipe"]["columns"])
-        for manifest in Chain(store).manifests()
-        if manifest.cut == cut.number
-    )
+    newest = Chain(store).latest()
+    assert newest is not None, "a cut that was set aside was committed"
+    columns = ColumnsConfig(**newest.facts["recipe"]["columns"])  # the same for all commits of a store
     lines: list[str] = []
     reader = LedgerReader(store)
     for part in cut.ranges:

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from ray.serve.schema import LoggingConfig
 from headrace.config.recipe import Recipe, ServeConfig
 from headrace.errors import ConfigError, HeadraceError
 from headrace.serving.check import Checker
-from headrace.serving.client import Client, Connection, Exchange, StoreSessions
+from headrace.serving.client import Client, Connection, StoreSessions
 from headrace.serving.deployment import Recall
 from headrace.store.store import Store
+from headrace.tracking.report import Requests
 
 APP = "headrace"
 
@@ -93,9 +93,9 @@ class Serving:
             self._client.start()
         return address
 
-    def answers(self) -> Sequence[Exchange]:
-        """What the client has met so far, earlier starts of this run included."""
-        return [] if self._client is None else self._client.exchanges()
+    def requests(self, newest_versions: int | None = None) -> Requests:
+        """What the client has met so far, earlier starts of this run included; see ``Requests.copy``."""
+        return Requests() if self._client is None else self._client.requests(newest_versions)
 
     def stop(self) -> None:
         """Let requests end, then stop client and replicas."""

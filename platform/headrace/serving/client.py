@@ -2,14 +2,16 @@
 
 It waits until every replica has a version, then asks at a fixed rate over one kept connection. A share of the answers
 is recomputed with the bundle that they name, in a thread of its own, so that the rate does not suffer; those are logged
-once that is known.
+once that is known. In memory there are counts only; the log grows by some 150 bytes a request.
 """
 
+import contextlib
 import http.client
 import json
+import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from headrace.records import generator
 from headrace.serving.check import Checker
 from headrace.serving.request import ItemId
 from headrace.store.store import Store
+from headrace.tracking.report import Requests
 
 SLOW_S = 1.0
 CHECKED = 100
@@ -146,7 +149,7 @@ class Client:
         self._num_replicas = num_replicas
         self._checker = checker
         self._check_every = check_every
-        self._exchanges = read_log(log)
+        self._requests = Requests(read_log(log))
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._checks: queue.Queue[tuple[Exchange, bytes, dict[str, Any]] | None] = queue.Queue()
@@ -167,16 +170,16 @@ class Client:
         self._checks.put(None)
         self._threads[1].join()
 
-    def exchanges(self) -> Sequence[Exchange]:
-        """All so far, earlier ones of this log included."""
+    def requests(self, newest_versions: int | None = None) -> Requests:
+        """What was met so far, earlier exchanges of this log included; see ``Requests.copy``."""
         with self._lock:
-            return list(self._exchanges)
+            return self._requests.copy(newest_versions)
 
     def _ask(self) -> None:
         connection = Connection(self._address)
         if not self._ready(connection):
             return
-        begun_s, number = monotonic_s(), len(self._exchanges)
+        begun_s, number = monotonic_s(), self._requests.total
         turn = 0
         while not self._stopping.wait(max(0.0, begun_s + turn * self._period_s - monotonic_s())):
             request = json.dumps({"items": self._sessions(number), "k": 20}).encode()
@@ -209,7 +212,7 @@ class Client:
 
     def _keep(self, exchange: Exchange) -> None:
         with self._lock, self._log.open("a") as log:
-            self._exchanges.append(exchange)
+            self._requests.add(exchange)
             log.write(json.dumps(asdict(exchange)) + "\n")
 
 
@@ -223,17 +226,15 @@ def exchange_over(connection: Connection, request: bytes) -> tuple[Exchange, dic
     return Exchange(sent_s, received_s, status, response.get("version"), response.get("replica")), response
 
 
-def read_log(log: Path) -> list[Exchange]:
+def read_log(log: Path) -> Iterator[Exchange]:
     """The exchanges in a log; none where there is no log. A line that a kill cut short is left out, and ended."""
     if not log.exists():
-        return []
-    exchanges = []
-    text = log.read_text()
-    if text and not text.endswith("\n"):
-        log.write_text(text + "\n")
-    for line in text.splitlines():
-        try:
-            exchanges.append(Exchange(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return exchanges
+        return
+    with log.open("r+") as lines:
+        line = "\n"
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError):
+                yield Exchange(**json.loads(line))
+        if not line.endswith("\n"):
+            lines.seek(0, os.SEEK_END)
+            lines.write("\n")

@@ -1,20 +1,23 @@
 """``report.json``: a pure function of the commits, of what landed, and of the client's log, so it survives a kill.
 
-Every figure is defined in docs/metrics.md. Shape legend: R replicas, L landings, Q answers of one replica.
+Every figure is defined in docs/metrics.md. Shape legend: R replicas, L landings, V versions of one replica.
 """
 
 import json
+import math
 import os
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.commit.manifest import Manifest
+from headrace.commit.summary import KEPT_FIGURES, Summary
 
 _LEAVING_S = 5.0  # a replica that was silent for so long, while others answered, has left
 
@@ -65,37 +68,160 @@ class Answer(Protocol):
         ...
 
 
+class Increments:
+    """All commits so far, a few numbers of each, so that a run may go on for ever: some 300 bytes a commit."""
+
+    def __init__(self, commits: Iterable[Summary] = ()) -> None:
+        self.cuts = array("q")
+        self.cut_of: dict[int, int] = {}
+        """By version: the cut whose commit published it."""
+        self.newest: Summary | None = None
+        self.events = 0
+        self.verdicts = Counter(publish=0, hold=0, reject=0)
+        self.rejected: set[int] = set()
+        """Cuts."""
+        self._first: Summary | None = None
+        self._later_events = 0
+        self._later_train_s = 0.0
+        self._series: dict[tuple[str, ...], array[float]] = {}
+        for commit in commits:
+            self.add(commit)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def add(self, commit: Summary) -> None:
+        """One more; they come by cut, the warm-up first."""
+        if commit.version is not None:
+            self.cut_of[commit.version] = commit.cut
+        if commit.verdict == "reject":
+            self.rejected.add(commit.cut)
+        if commit.cut != 0:
+            self._later_events += commit.events
+            self._later_train_s += float(commit.seconds.get("train", 0.0))
+        self._first, self.newest = self._first or commit, commit
+        self.events += commit.events
+        self.verdicts[commit.verdict] += 1
+        known = dict(_figures(commit))
+        for name in known.keys() - self._series.keys():
+            self._series[name] = array("d", [math.nan] * len(self.cuts))
+        for name, series in self._series.items():
+            value = known.get(name)
+            series.append(math.nan if value is None else value)
+        self.cuts.append(commit.cut)
+
+    def series(self, *name: str) -> list[float | None]:
+        """One value for each commit; None where there is none."""
+        found = self._series.get(name)
+        return [None] * len(self) if found is None else [None if math.isnan(value) else value for value in found]
+
+    def scores(self, figure: str) -> dict[str, Any]:
+        """A figure of each version that is scored, and of each expert."""
+        versions = {name: self.series(name, figure) for name in ("live", "learner", "frozen")}
+        experts = sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == figure)
+        return {**versions, "experts": {expert: self.series("experts", expert, figure) for expert in experts}}
+
+    def weights(self) -> dict[str, list[float | None]]:
+        """Each expert's weight after each commit."""
+        names = sorted(name[1] for name in self._series if name[0] == "weights")
+        return {name: self.series("weights", name) for name in names}
+
+    @property
+    def train_events_per_s(self) -> float | None:
+        """Of the increments after the warm-up, which has a budget of its own; rejected ones were trained too."""
+        return self._later_events / self._later_train_s if self._later_train_s > 0 else None
+
+    @property
+    def wall_s(self) -> float:
+        """From the beginning of the first increment to the newest commit, pauses between two starts included."""
+        if self._first is None or self.newest is None:
+            return 0.0
+        return (self.newest.wall_ms - self._first.wall_ms) / 1000 + sum(self._first.seconds.values())
+
+
+def _figures(commit: Summary) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    for version, scores in commit.scores.items():
+        yield from (((version, figure), (scores or {}).get(figure)) for figure in KEPT_FIGURES)
+    for expert, scores in commit.expert_scores.items():
+        yield from ((("experts", expert, figure), scores.get(figure)) for figure in KEPT_FIGURES)
+    yield from ((("weights", expert), weight) for expert, weight in commit.weights.items())
+
+
+class Requests:
+    """What a client has met so far: counts, and when each replica first answered with each version.
+
+    Its size goes with replicas and versions, not with requests. The order in which answers are added does not matter.
+    """
+
+    def __init__(self, answers: Iterable[Answer] = ()) -> None:
+        self.total = self.failed = self.slow = self.recomputed = self.mixed_version = 0
+        self.first_s: dict[str, dict[int, float]] = {}
+        """By replica, by version: when the first answer was there, on the host's monotonic clock."""
+        self.span_s: dict[str, tuple[float, float]] = {}
+        """By replica: its first answer and its last."""
+        for answer in answers:
+            self.add(answer)
+
+    def add(self, answer: Answer) -> None:
+        """One more."""
+        self.total += 1
+        self.failed += answer.failed
+        self.slow += answer.slow
+        self.recomputed += answer.mixed is not None
+        self.mixed_version += bool(answer.mixed)
+        replica, version, at_s = answer.replica, answer.version, answer.received_monotonic_s
+        if answer.failed or replica is None or version is None:
+            return
+        firsts = self.first_s.setdefault(replica, {})
+        firsts[version] = min(at_s, firsts.get(version, at_s))
+        first_s, last_s = self.span_s.get(replica, (at_s, at_s))
+        self.span_s[replica] = min(first_s, at_s), max(last_s, at_s)
+
+    def copy(self, newest_versions: int | None = None) -> "Requests":
+        """The same, no longer added to; of each replica's versions only so many, those that it came to last."""
+        other = Requests()
+        other.__dict__.update(self.__dict__)
+        other.span_s = dict(self.span_s)
+        other.first_s = {
+            replica: dict(islice(reversed(firsts.items()), newest_versions)) for replica, firsts in self.first_s.items()
+        }
+        return other
+
+    @property
+    def versions(self) -> list[int]:
+        """All that answers have named."""
+        return sorted(set().union(*self.first_s.values()))
+
+
 def build_report(
-    manifests: Sequence[Manifest],
-    requests: Sequence[Answer],
-    landings: Sequence[Landing],
-    now_s: float | None = None,
+    increments: Increments, requests: Requests, landings: Sequence[Landing], now_s: float | None = None
 ) -> dict[str, Any]:
-    """The report, ready for JSON. ``manifests`` come by cut, the warm-up first, and so do the values per increment.
+    """The report, ready for JSON.
 
     ``now_s`` is the monotonic clock while the run goes on: what waits to be served then counts with its age so far.
     Without it the run has ended, and what was not served counts as infinite.
     """
+    newest = increments.newest
     return {
-        "increments": len(manifests),
-        "cuts": [manifest.cut for manifest in manifests],
-        "events": sum(int(manifest.facts["events"]) for manifest in manifests),
-        "recall_at_20": _scores(manifests, "recall@20"),
-        "mrr_at_20": _scores(manifests, "mrr@20"),
-        "blend_weights": _blend_weights(manifests),
-        "freshness_s": _freshness(manifests, requests, landings, now_s),
+        "increments": len(increments),
+        "cuts": list(increments.cuts),
+        "events": increments.events,
+        "recall_at_20": increments.scores("recall@20"),
+        "mrr_at_20": increments.scores("mrr@20"),
+        "blend_weights": increments.weights(),
+        "freshness_s": _freshness(increments, requests, landings, now_s),
         "requests": {
-            "total": len(requests),
-            "failed": sum(request.failed for request in requests),
-            "slow": sum(request.slow for request in requests),
-            "recomputed": sum(request.mixed is not None for request in requests),
-            "mixed_version": sum(bool(request.mixed) for request in requests),
+            "total": requests.total,
+            "failed": requests.failed,
+            "slow": requests.slow,
+            "recomputed": requests.recomputed,
+            "mixed_version": requests.mixed_version,
         },
-        "versions_served": sorted({request.version for request in requests if request.version is not None}),
-        "verdicts": _verdicts(manifests),
-        "counters": dict(manifests[-1].facts["counters"]) if manifests else {},
-        "train_events_per_s": _train_events_per_s(manifests),
-        "wall_s": _wall_s(manifests),
+        "versions_served": requests.versions,
+        "verdicts": dict(increments.verdicts),
+        "counters": {} if newest is None else dict(newest.counters),
+        "train_events_per_s": increments.train_events_per_s,
+        "wall_s": increments.wall_s,
     }
 
 
@@ -107,15 +233,13 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def freshness_of(
-    manifests: Sequence[Manifest], requests: Sequence[Answer], landings: Sequence[Landing]
-) -> NDArray[np.float64]:
+def freshness_of(cut_of: Mapping[int, int], requests: Requests, landings: Sequence[Landing]) -> NDArray[np.float64]:
     """Seconds from each landing to the first moment at which every replica in service had answered with its rows.
 
-    Infinite where that never came. A replica is in service from its first answer to its last one.
+    ``cut_of`` names the cut of each version. Infinite where that never came. A replica is in service from its first
+    answer to its last one.
     """
-    published = {manifest.version: manifest.cut for manifest in manifests if manifest.version is not None}
-    replicas = _replicas(requests, published)
+    replicas = _replicas(requests, cut_of)
     landed_L = np.array([landing.landed_monotonic_s for landing in landings], dtype=np.float64)
     cut_L = np.array([np.inf if landing.cut is None else landing.cut for landing in landings], dtype=np.float64)
     covered_RL = [replica.first_with(cut_L, landed_L) for replica in replicas]
@@ -141,39 +265,30 @@ def weighted_quantile(value_L: NDArray[np.float64], weight_L: NDArray[np.float64
 
 @dataclass(frozen=True)
 class _Replica:
-    """The answers of one replica, by time; ``cut_Q`` is the newest cut it had answered with by then."""
+    """One replica's first answers with each version, by time; ``cut_V`` is the newest cut answered with by then."""
 
-    received_Q: NDArray[np.float64]
-    cut_Q: NDArray[np.int64]
+    received_V: NDArray[np.float64]
+    cut_V: NDArray[np.int64]
     first_s: float
     last_s: float
 
     def first_with(self, cut_L: NDArray[np.float64], landed_L: NDArray[np.float64]) -> NDArray[np.float64]:
-        """When it first answered with each cut, after each landing; infinite where it never did."""
-        index_L = np.maximum(
-            np.searchsorted(self.cut_Q, cut_L, side="left"),
-            np.searchsorted(self.received_Q, landed_L, side="left"),
-        )
-        padded_Q = np.append(self.received_Q, np.inf)
-        return padded_Q[np.minimum(index_L, len(self.received_Q))]
+        """When it first answered with each cut, not before each landing; infinite where it never did."""
+        padded_V = np.append(self.received_V, np.inf)
+        return np.asarray(np.maximum(padded_V[np.searchsorted(self.cut_V, cut_L, side="left")], landed_L))
 
 
-def _replicas(requests: Sequence[Answer], published: Mapping[int, int]) -> list[_Replica]:
-    answers: dict[str, list[tuple[float, int]]] = {}
-    for request in requests:
-        cut = None if request.version is None else published.get(request.version)
-        if not request.failed and request.replica is not None and cut is not None:
-            answers.setdefault(request.replica, []).append((request.received_monotonic_s, cut))
-    end_s = max((received_s for answered in answers.values() for received_s, _ in answered), default=0.0)
+def _replicas(requests: Requests, cut_of: Mapping[int, int]) -> list[_Replica]:
+    end_s = max((last_s for _, last_s in requests.span_s.values()), default=0.0)
     replicas = []
-    for name in sorted(answers):
-        received = sorted(answers[name])
-        last_s = received[-1][0]
+    for name, firsts in sorted(requests.first_s.items()):
+        received = sorted((at_s, cut_of[version]) for version, at_s in firsts.items() if version in cut_of)
+        first_s, last_s = requests.span_s[name]
         replicas.append(
             _Replica(
-                np.array([received_s for received_s, _ in received]),
+                np.array([at_s for at_s, _ in received], dtype=np.float64),
                 np.maximum.accumulate(np.array([cut for _, cut in received], dtype=np.int64)),
-                received[0][0],
+                first_s,
                 last_s if end_s - last_s > _LEAVING_S else np.inf,
             )
         )
@@ -181,11 +296,11 @@ def _replicas(requests: Sequence[Answer], published: Mapping[int, int]) -> list[
 
 
 def _freshness(
-    manifests: Sequence[Manifest], requests: Sequence[Answer], landings: Sequence[Landing], now_s: float | None
+    increments: Increments, requests: Requests, landings: Sequence[Landing], now_s: float | None
 ) -> dict[str, float | int | None]:
-    rejected = {manifest.cut for manifest in manifests if manifest.verdict == "reject"}
+    rejected = increments.rejected
     counted = [landing for landing in landings if landing.cut != 0 and landing.cut not in rejected]
-    fresh_L = freshness_of(manifests, requests, counted)
+    fresh_L = freshness_of(increments.cut_of, requests, counted)
     rows_L = np.array([landing.rows for landing in counted], dtype=np.float64)
     waits_L = np.isinf(fresh_L)
     if now_s is not None:
@@ -205,47 +320,3 @@ def _freshness(
 def _finite(value: float | None) -> float | None:
     """JSON knows no infinity: null, and ``events_not_served`` tells it from nothing to measure."""
     return value if value is not None and np.isfinite(value) else None
-
-
-def _scores(manifests: Sequence[Manifest], name: str) -> dict[str, Any]:
-    scored = [manifest.facts.get("metrics") or {} for manifest in manifests]
-    experts = sorted({expert for metrics in scored for expert in metrics.get("experts") or {}})
-    return {
-        "live": [_score(metrics.get("live"), name) for metrics in scored],
-        "learner": [_score(metrics.get("learner"), name) for metrics in scored],
-        "frozen": [_score(metrics.get("frozen"), name) for metrics in scored],
-        "experts": {
-            expert: [_score((metrics.get("experts") or {}).get(expert), name) for metrics in scored]
-            for expert in experts
-        },
-    }
-
-
-def _score(measured: Mapping[str, float | None] | None, name: str) -> float | None:
-    return None if measured is None else measured.get(name)
-
-
-def _blend_weights(manifests: Sequence[Manifest]) -> dict[str, list[float | None]]:
-    """Each expert's weight after each increment."""
-    weights = [manifest.facts.get("weights") or {} for manifest in manifests]
-    return {name: [of.get(name) for of in weights] for name in sorted({name for of in weights for name in of})}
-
-
-def _verdicts(manifests: Sequence[Manifest]) -> dict[str, int]:
-    counts = Counter(manifest.verdict for manifest in manifests)
-    return {"publish": counts["publish"], "hold": counts["hold"], "reject": counts["reject"]}
-
-
-def _train_events_per_s(manifests: Sequence[Manifest]) -> float | None:
-    """Of the increments after the warm-up, which has a budget of its own; rejected ones were trained too."""
-    later = [manifest for manifest in manifests if manifest.cut != 0]
-    train_s = sum(float(manifest.envelope.seconds.get("train", 0.0)) for manifest in later)
-    return sum(int(manifest.facts["events"]) for manifest in later) / train_s if train_s > 0 else None
-
-
-def _wall_s(manifests: Sequence[Manifest]) -> float:
-    """From the beginning of the first increment to the newest commit, pauses between two starts included."""
-    if not manifests:
-        return 0.0
-    elapsed_ms = manifests[-1].envelope.wall_ms - manifests[0].envelope.wall_ms
-    return elapsed_ms / 1000 + sum(manifests[0].envelope.seconds.values())

@@ -4,16 +4,19 @@ Every rank stores its own parts, rank 0 those that all share; the names are gath
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.bundles.bundle import bundle_of
-from headrace.bundles.publish import publish
+from headrace.bundles.publish import publish, withdraw
 from headrace.clock import Stopwatch, monotonic_s, wall_ms
-from headrace.commit.chain import Chain, Retention
+from headrace.commit.chain import Chain
 from headrace.commit.manifest import Envelope, Manifest
+from headrace.commit.retention import Retention
+from headrace.config.recipe import StoreConfig
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision
 from headrace.records import Cut
@@ -29,12 +32,12 @@ _LAWFUL = ("deferred",)  # terms of the law that nothing here produces yet
 class Committer:
     """Commits for one epoch. Every rank has one; only rank 0's writes markers, bundles and deletions."""
 
-    def __init__(self, store: Store, epoch: Epoch, group: Group, keep: int) -> None:
+    def __init__(self, store: Store, epoch: Epoch, group: Group, config: StoreConfig) -> None:
         self.store = store
         self._epoch = epoch
         self._group = group
         self._chain = Chain(store)
-        self._retention = Retention(store, keep)
+        self._retention = Retention(store, config, partial(withdraw, store))
         self._segments: dict[str, tuple[dict[str, NDArray[Any]], PartRef]] = {}
 
     def start(self, state: LearnerState) -> None:
@@ -43,7 +46,7 @@ class Committer:
             return
         if state.published is not None:
             publish(self.store, bundle_of(state.published), self._epoch)
-        self._retention.start(self._chain.manifests(), _pinned(state.published, state))
+        self._retention.start(_needed(state.published, state), wall_ms())
 
     def commit(
         self,
@@ -78,7 +81,7 @@ class Committer:
             if manifest.version is not None:
                 publish(self.store, bundle_of(manifest), self._epoch)
             live = manifest if manifest.version is not None else state.published
-            self._retention.add(manifest, _pinned(live, state))
+            self._retention.add(manifest, _needed(live, state))
         state.commit = manifest
         return manifest
 
@@ -113,7 +116,7 @@ class Committer:
         return before[1]
 
 
-def _pinned(live: Manifest | None, state: LearnerState) -> set[int]:
+def _needed(live: Manifest | None, state: LearnerState) -> set[int]:
     """Commits that stay whatever their age: live, trusted, and the one that may be trusted next."""
     return state.trial.needed | ({live.cut} if live else set())
 

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from headrace.feed.synthetic import SyntheticStream
 from headrace.store.fence import Epoch, StoreLock, take_epoch
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
-from headrace.tracking.report import Answer
+from headrace.tracking.report import Requests
 from headrace.train.feeder import Feeder, LandingLog
 from headrace.train.follower import Follower
 
@@ -55,8 +54,8 @@ class Serving(Protocol):
         """Start replicas and client; returns the address. Ray is running; there may be no version yet."""
         ...
 
-    def answers(self) -> Sequence[Answer]:
-        """What the client has met so far, earlier starts of this run included."""
+    def requests(self, newest_versions: int | None = None) -> Requests:
+        """What the client has met so far, earlier starts of this run included; see ``Requests.copy``."""
         ...
 
     def stop(self) -> None:
@@ -120,7 +119,7 @@ class _Run:
             self._run_dir / "report.json",
             self._observer,
             self._landings,
-            self._serving.answers if self._serving else None,
+            self._serving.requests if self._serving else None,
             self._backlog,
         )
         follower.start()
@@ -218,21 +217,18 @@ class _Run:
         self._stopping.set()
 
     def _backlog(self) -> int:
-        if self._feeder is None:
-            return 0
-        return sum(landing.cut is None for landing in self._landings.records())
+        return 0 if self._feeder is None else self._landings.num_waiting
 
     def _summary(self, follower: Follower) -> str:
-        manifests = follower.manifests
-        if not manifests:
+        increments, newest = follower.increments, follower.increments.newest
+        if newest is None:
             return "ended before the first commit"
-        version = max((m.version for m in manifests if m.version is not None), default=None)
-        counters = manifests[-1].facts["counters"]
+        version, counters = max(increments.cut_of, default=None), newest.counters
         num_aside = counters["quarantined"] + counters["late_set_aside"]
         aside = f"\n{num_aside} rows are set aside: headrace quarantine list --store {self._store.uri}"
         return (
-            f"{len(manifests)} increments, {counters['events_in']} events in, {counters['trained_once']} trained once, "
-            f"version {version}, state {manifests[-1].state_digest[:12]}\nreport: {self._run_dir / 'report.json'}"
+            f"{len(increments)} increments, {counters['events_in']} events in, {counters['trained_once']} trained once"
+            f", version {version}, state {newest.state_digest[:12]}\nreport: {self._run_dir / 'report.json'}"
             f"{aside if num_aside else ''}"
         )
 

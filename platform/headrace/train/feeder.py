@@ -36,6 +36,7 @@ class LandingLog:
         self._landed: dict[str, tuple[float, int]] = {}
         self._taken: dict[int, dict[str, int]] = {}
         """Rows by shard, by the cut that took them."""
+        self._taken_names: set[str] = set()
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
                 name, landed_s, rows = json.loads(line)
@@ -61,11 +62,18 @@ class LandingLog:
         """A cut has taken rows of this shard; it may be told before the landing is."""
         with self._lock:
             self._taken.setdefault(cut, {})[name] = rows
+            self._taken_names.add(name)
 
     def is_taken(self, name: str) -> bool:
         """Whether a cut has taken rows of this shard."""
         with self._lock:
-            return any(name in rows_of for rows_of in self._taken.values())
+            return name in self._taken_names
+
+    @property
+    def num_waiting(self) -> int:
+        """Shards that have landed, and of which no cut has taken a row."""
+        with self._lock:
+            return max(0, len(self._landed) - len(self._taken_names))
 
     def of_cut(self, cut: int) -> list[LandingRecord]:
         """The shards of one cut."""
@@ -75,11 +83,10 @@ class LandingLog:
     def records(self) -> list[LandingRecord]:
         """What landed and which cut took it; shards that wait have none."""
         with self._lock:
-            taken = {name for rows_of in self._taken.values() for name in rows_of}
             waiting = [
                 LandingRecord(name, None, rows, landed_s)
                 for name, (landed_s, rows) in self._landed.items()
-                if name not in taken
+                if name not in self._taken_names
             ]
             return [record for cut in self._taken for record in self._of_cut(cut)] + waiting
 

@@ -6,23 +6,31 @@ longer than the commit after the next.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from headrace.clock import monotonic_s
 from headrace.commit.chain import Chain
-from headrace.commit.manifest import Manifest
+from headrace.commit.summary import Summary, summary_of
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
-from headrace.tracking.report import Answer, build_report, freshness_of, weighted_quantile, write_report
+from headrace.tracking.report import (
+    Increments,
+    Requests,
+    build_report,
+    freshness_of,
+    weighted_quantile,
+    write_report,
+)
 from headrace.train.feeder import LandingLog
 
 _POLL_S = 0.05
 _REPORT_SHARE = 0.02  # of the driver's time that may go into writing the report while the run goes on
 _MOST_WAITING = 2  # rows
-_RECENT = 200  # answers looked at for a row's freshness
+_RECENT = 64  # versions of each replica that are looked at for a row's freshness
+_GAP_S = 5.0  # without a commit, until it is looked whether some have come and gone
 
 
 class Follower:
@@ -34,19 +42,20 @@ class Follower:
         report: Path,
         observer: Observer,
         landings: LandingLog,
-        answers: Callable[[], Sequence[Answer]] | None,
+        requests: Callable[[int | None], Requests] | None,
         backlog: Callable[[], int],
     ) -> None:
         self._chain = Chain(store)
         self._report = report
         self._observer = observer
         self._landings = landings
-        self._is_asked = answers is not None
-        self._answers: Callable[[], Sequence[Answer]] = answers or list
+        self._is_asked = requests is not None
+        self._requests: Callable[[int | None], Requests] = requests or (lambda _: Requests())
         self._backlog = backlog
-        self.manifests = self._chain.manifests()
-        self._waiting: deque[Manifest] = deque()
+        self.increments = Increments(self._chain.summaries())
+        self._waiting: deque[Summary] = deque()
         self._epoch = 0
+        self._found_s = monotonic_s()
         self._lock = threading.RLock()
         self._next_report_s = 0.0
         self._report_due = False
@@ -70,7 +79,7 @@ class Follower:
         self._thread.join()
         self._read_new()
         self._print(everything=True)
-        write_report(self._report, build_report(self.manifests, self._answers(), self._landings.records()))
+        write_report(self._report, build_report(self.increments, self._requests(None), self._landings.records()))
 
     def _follow(self) -> None:
         try:
@@ -85,70 +94,79 @@ class Follower:
     def follow_epoch(self, epoch: int) -> None:
         """Training has started again; what the epoch before committed last is read by one listing."""
         with self._lock:
-            after = self._newest
-            self._add([self._chain.read(cut, older) for cut, older in self._chain.names() if cut > after])
+            self._add(self._chain.summaries(self._newest))
             self._epoch = epoch
 
     @property
     def _newest(self) -> int:
-        return self.manifests[-1].cut if self.manifests else -1
+        return self.increments.cuts[-1] if len(self.increments) else -1
 
     def _read_new(self) -> bool:
-        """Commits of this epoch beyond the last one known; asks for the next name and lists nothing."""
+        """Commits of this epoch beyond the last one known; asks for the next name and lists nothing, as a rule.
+
+        A thread that was held up for long may find that retention has removed the next one: the journal has it then.
+        """
         with self._lock:
             before = self._newest
-            while self._chain.has(self._newest + 1, self._epoch):
-                self._add([self._chain.read(self._newest + 1, self._epoch)])
+            try:
+                while self._chain.has(self._newest + 1, self._epoch):
+                    self._add([summary_of(self._chain.read(self._newest + 1, self._epoch))])
+                is_late = monotonic_s() - self._found_s > _GAP_S
+            except FileNotFoundError:
+                is_late = True
+            if is_late:
+                self._add(self._chain.summaries(self._newest))
+                self._found_s = monotonic_s()
             return self._newest > before
 
-    def _add(self, manifests: list[Manifest]) -> None:
+    def _add(self, commits: Sequence[Summary]) -> None:
         with self._lock:
-            self.manifests.extend(manifests)
-            self._waiting.extend(manifests)
+            for commit in commits:
+                self.increments.add(commit)
+                self._found_s = monotonic_s()
+            self._waiting.extend(commits)
 
     def _print(self, everything: bool) -> None:
         while self._waiting:
-            manifest = self._waiting[0]
-            freshness_s = self._freshness(manifest)
-            known = freshness_s is not None or manifest.version is None or not self._is_asked
+            commit = self._waiting[0]
+            requests = self._requests(_RECENT)
+            freshness_s = self._freshness(commit, requests)
+            known = freshness_s is not None or commit.version is None or not self._is_asked
             if not (known or everything or len(self._waiting) > _MOST_WAITING):
                 return
             self._waiting.popleft()
-            self._observer.increment(self._row(manifest, freshness_s))
+            self._observer.increment(self._row(commit, freshness_s, requests.failed))
 
-    def _freshness(self, manifest: Manifest) -> float | None:
+    def _freshness(self, commit: Summary, requests: Requests) -> float | None:
         """Event-weighted median over the cut's shards; None while some replica has not answered with it."""
-        landings = self._landings.of_cut(manifest.cut)
-        answers = self._answers()[-_RECENT:]
-        if not landings or not answers:
+        landings = self._landings.of_cut(commit.cut)
+        if not landings:
             return None
-        fresh_L = freshness_of(self.manifests, answers, landings)
+        fresh_L = freshness_of(self.increments.cut_of, requests, landings)
         rows_L = np.array([landing.rows for landing in landings], dtype=np.float64)
         fresh_s = weighted_quantile(fresh_L, rows_L, 0.5)
         return fresh_s if fresh_s is not None and np.isfinite(fresh_s) else None
 
-    def _row(self, manifest: Manifest, freshness_s: float | None) -> IncrementRow:
-        metrics, seconds = manifest.facts["metrics"], manifest.envelope.seconds
-
-        def recall(figures: dict[str, float] | None) -> float | None:
+    def _row(self, commit: Summary, freshness_s: float | None, failed_requests: int) -> IncrementRow:
+        def recall(figures: Mapping[str, float | None] | None) -> float | None:
             return None if figures is None else figures["recall@20"]
 
         return IncrementRow(
-            cut=manifest.cut,
-            events=manifest.facts["events"],
-            queries=metrics["queries"],
-            recall_live=recall(metrics["live"]),
-            recall_frozen=recall(metrics["frozen"]),
-            recall_experts={name: recall(figures) for name, figures in metrics["experts"].items()},
+            cut=commit.cut,
+            events=commit.events,
+            queries=commit.queries,
+            recall_live=recall(commit.scores["live"]),
+            recall_frozen=recall(commit.scores["frozen"]),
+            recall_experts={name: recall(figures) for name, figures in commit.expert_scores.items()},
             freshness_s=freshness_s,
-            version=manifest.version,
-            verdict=manifest.verdict,
-            reason=manifest.reason,
-            failed_requests=sum(answer.failed for answer in self._answers()),
+            version=commit.version,
+            verdict=commit.verdict,
+            reason=commit.reason,
+            failed_requests=failed_requests,
             backlog_shards=self._backlog(),
-            train_s=seconds["train"],
-            increment_s=sum(seconds.values()) - seconds["feed"],
-            faults=metrics["faults"],
+            train_s=commit.seconds["train"],
+            increment_s=sum(commit.seconds.values()) - commit.seconds["feed"],
+            faults=commit.faults,
         )
 
     def _write_report(self) -> None:
@@ -156,6 +174,6 @@ class Follower:
         if began_s < self._next_report_s:
             return
         landings = self._landings.records()
-        write_report(self._report, build_report(self.manifests, self._answers(), landings, now_s=began_s))
+        write_report(self._report, build_report(self.increments, self._requests(None), landings, now_s=began_s))
         self._report_due = False
         self._next_report_s = began_s + (monotonic_s() - began_s) / _REPORT_SHARE

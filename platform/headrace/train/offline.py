@@ -11,7 +11,7 @@ import torch
 
 from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import Recipe, SyntheticConfig
+from headrace.config.recipe import Recipe, StoreConfig, SyntheticConfig
 from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries
 from headrace.feed.items import ItemsFolder, items_landing
@@ -52,7 +52,8 @@ def replay(
         store, landing = Store(f"{folder}/store"), Landing(f"{folder}/landing")
         epoch = take_epoch(store)
         replay = LocalReplay(ReplaySpec(recipe.replay, recipe.seed, 1, store.uri), 0) if recipe.replays else None
-        state, committer = fresh(recipe, group, device, replay), Committer(store, epoch, group, keep=1)
+        state = fresh(recipe, group, device, replay)
+        committer = Committer(store, epoch, group, StoreConfig(keep=2, keep_s=0.0))
         writer = LedgerWriter.open(store, epoch)
         reader = LedgerReader(store, epoch.number)
         side = items_landing(recipe.feed, f"{folder}/items")

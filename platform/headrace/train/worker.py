@@ -87,7 +87,7 @@ def work(spec: WorkerSpec) -> None:
         raise RuntimeError(
             f"the newest commit is that of cut {newest}, and rows begin after cut {spec.stream.after_cut}"
         )
-    committer = Committer(store, spec.epoch, group, recipe.store.keep)
+    committer = Committer(store, spec.epoch, group, recipe.store)
     committer.start(state)
     dataset = ray.train.get_dataset_shard(f"feed-{group.rank}")
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

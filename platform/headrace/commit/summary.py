@@ -1,0 +1,78 @@
+"""What stays of a commit for good: a few numbers and words, so that its manifest can go."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from headrace.commit.manifest import Manifest, Verdict
+
+KEPT_FIGURES = ("recall@20", "mrr@20")
+"""The scores that are kept of each version that was scored."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One commit. Made by ``summary_of``; read by the report, the rows of a run, the list of what was set aside."""
+
+    cut: int
+    epoch: int
+    version: int | None
+    verdict: Verdict
+    reason: str
+    state_digest: str
+    events: int
+    fates: Mapping[str, int]
+    """Rows by fate."""
+    counters: Mapping[str, int]
+    """Terms of the conservation law, as of this commit."""
+    queries: int
+    scores: Mapping[str, Mapping[str, float | None] | None]
+    """Of "live", "learner" and "frozen": ``KEPT_FIGURES``; None where nothing was scored."""
+    expert_scores: Mapping[str, Mapping[str, float | None]]
+    """The same by expert of the learner."""
+    faults: Mapping[str, int]
+    """By expert: queries on which it failed."""
+    weights: Mapping[str, float]
+    """Of the blend, after this commit."""
+    wall_ms: int
+    seconds: Mapping[str, float]
+    """Where the increment's time went."""
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Summary":
+        """What ``to_json`` wrote."""
+        return cls(**json.loads(line))
+
+
+def summary_of(manifest: Manifest) -> Summary:
+    """What will be known of this commit when its manifest is gone."""
+    facts, envelope = manifest.facts, manifest.envelope
+    metrics: Mapping[str, Any] = facts.get("metrics") or {}
+    experts: Mapping[str, Any] = metrics.get("experts") or {}
+    return Summary(
+        manifest.cut,
+        envelope.epoch,
+        manifest.version,
+        manifest.verdict,
+        manifest.reason,
+        manifest.state_digest,
+        int(facts["events"]),
+        dict(facts.get("fates") or {}),
+        dict(facts.get("counters") or {}),
+        int(metrics.get("queries") or 0),
+        {name: _figures(figures) if (figures := metrics.get(name)) else None for name in ("live", "learner", "frozen")},
+        {name: _figures(figures) for name, figures in experts.items()},
+        dict(metrics.get("faults") or {}),
+        dict(facts.get("weights") or {}),
+        envelope.wall_ms,
+        dict(envelope.seconds),
+    )
+
+
+def _figures(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: figures.get(name) for name in KEPT_FIGURES}
