@@ -25,6 +25,7 @@ WORDS = [
     "feed.synthetic.num_shards=none",
     f"run.max_increments={LAST}",
     "store.keep=100",  # all of them are compared
+    "feed.keep_landed=true",  # for the run over a copy of the ledger
     "train.warmup_epochs=1",
     "serve.port=0",
     "serve.client_rps=20",

@@ -119,6 +119,8 @@ class FeedConfig(Section):
     """"clamp": such a row is taken as of the present, without moving the watermark; "set_aside": it is quarantined."""
     session_gap_s: PositiveInt = 1800
     """Where there is no session column: a user's new session begins after this much inactivity."""
+    keep_landed: bool = False
+    """Whether shards that the run itself lands (``replay``, ``synthetic``) stay when their cut has been committed."""
     replay: ReplayConfig | None = None
     synthetic: SyntheticConfig | None = None
 

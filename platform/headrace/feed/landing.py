@@ -3,6 +3,7 @@
 Used by both ends: the replayer and the synthetic stream land shards here, the keeper lists and opens them.
 """
 
+import contextlib
 import os
 from collections.abc import Container
 from dataclasses import dataclass
@@ -82,6 +83,12 @@ class Landing:
             with file_system.open_output_stream(f"{root}/{name}") as stream:
                 stream.write(content)
         return Landed(name, monotonic_s(), table.num_rows)
+
+    def remove(self, name: str) -> None:
+        """Remove a shard that nobody needs any more; nothing happens when it is not there."""
+        file_system, root = _resolve(self.uri)
+        with contextlib.suppress(FileNotFoundError):
+            file_system.delete_file(f"{root}/{name}")
 
     def num_landed(self) -> int:
         """One more than the highest number among the shards that ``shard_name`` named; 0 when there are none."""

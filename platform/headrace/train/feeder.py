@@ -22,6 +22,7 @@ from headrace.records import Cut
 from headrace.store.fence import Epoch
 from headrace.store.store import Store
 from headrace.tracking.report import Landing as LandingRecord
+from headrace.train.sweeper import Sweeper
 
 _SOURCE_POLL_S = 0.01
 _TOLD_FILES = 5
@@ -135,8 +136,11 @@ class Feeder:
         self.ended = False
         """Everything that was to be trained has been committed, and the stop record is written."""
         self._names: dict[int, str] = {}
+        self._sweeper = Sweeper(store, landing if source is not None and not recipe.feed.keep_landed else None)
         for entry in LedgerReader(store, epoch.number).entries():
             self._note(entry)
+        for commit in self._chain.summaries():
+            self._sweeper.committed(commit.cut, commit.verdict == "reject")
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._keep, name="ledger", daemon=True)]
@@ -174,6 +178,8 @@ class Feeder:
             while not self._closed.is_set():
                 while self._chain.has(self.newest_commit + 1, self._epoch):
                     self.newest_commit += 1
+                    verdict = self._chain.read(self.newest_commit, self._epoch).verdict
+                    self._sweeper.committed(self.newest_commit, verdict == "reject")
                 if not self.ended:
                     self._poll()
                 self._closed.wait(self._recipe.feed.poll_s)
@@ -226,6 +232,7 @@ class Feeder:
 
     def _note(self, entry: Entry) -> None:
         """Tell the log which cut takes which shard, and when a shard of somebody else's landed."""
+        self._sweeper.note(entry)
         if isinstance(entry, Shard):
             name = entry.uri.rsplit("/", 1)[-1]
             self._names[entry.number] = name
