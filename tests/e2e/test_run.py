@@ -21,7 +21,7 @@ LAST = 40
 WORDS = [
     str(RECIPE),
     "feed.synthetic.warmup_events=2000",
-    "feed.synthetic.shard_interval_s=0.2",
+    "feed.synthetic.shard_interval_s=0.4",
     "feed.synthetic.num_shards=none",
     f"run.max_increments={LAST}",
     "store.keep=100",  # all of them are compared
