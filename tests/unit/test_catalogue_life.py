@@ -82,7 +82,7 @@ def test_a_row_that_is_given_on_starts_afresh_with_its_optimizer_state(tmp_path:
 
 
 def test_a_roll_back_past_rows_that_were_given_on_restarts_to_the_same_bytes(tmp_path: Path) -> None:
-    words = ("catalogue.max_items=70",)
+    words = ("catalogue.max_items=82",)  # full, once the poisoned cut has brought its items
     undisturbed = poisoned_stream(tmp_path / "a", *words).advance()
     assert any(m.facts["review"]["rolled_back_to"] for m in undisturbed)
     disturbed = poisoned_stream(tmp_path / "b", *words)

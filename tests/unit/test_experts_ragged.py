@@ -16,9 +16,10 @@ def test_cells_sum_in_the_order_of_their_entries():
     assert len(cells(row[:0], column[:0], np.zeros(0), 0).row_C) == 0
 
 
-@pytest.mark.parametrize("scale", [1, 2**55])
-def test_equal_keys_stay_in_order_whether_or_not_they_can_be_packed(scale):
-    key = np.random.default_rng(0).integers(0, 100, 1000) * scale
+@pytest.mark.parametrize("number", [0, 1, 999, 5000])
+@pytest.mark.parametrize("scale", [1, 2**14, 2**31, 2**55])
+def test_equal_keys_stay_in_order_however_large_or_many(number, scale):
+    key = np.random.default_rng(0).integers(0, 100, number) * scale
     np.testing.assert_array_equal(stable_order(key), np.argsort(key, kind="stable"))
 
 
@@ -47,6 +48,14 @@ def test_a_vote_leaves_out_what_is_not_eligible_or_not_positive():
     assert made.offset_R.tolist() == [0, 2, 2, 2]
     assert made.column_T.tolist() == [0, 1]
     assert made.p_T.tolist() == [0.25, 0.75]
+
+
+def test_a_vote_is_the_same_from_a_dense_table_and_by_sorting():
+    draw = np.random.default_rng(3)
+    query, column, value = draw.integers(0, 20, 4000), draw.integers(-1, 30, 4000), draw.random(4000)
+    dense, sorted_ = vote(query, column, value, 20, 30), vote(query, column, value, 20, 300_000)
+    for made, other in zip(dense.__dict__.values(), sorted_.__dict__.values(), strict=True):
+        np.testing.assert_array_equal(made, other)
 
 
 def test_columns_follow_the_eligible_set():

@@ -66,7 +66,7 @@ def reference(version, contexts, model_weight=1 / 3):
         with torch.no_grad():
             q = model.encoder(inputs, model.table.rows(torch.from_numpy(inputs.slot_BL)), zero_P, zero_P)
             neural = model.logits(q, model.table.weight[torch.from_numpy(eligible.number_E)]).softmax(-1)[0].numpy()
-        popular = version._voters._experts[0].probabilities(contexts, None, eligible).p_E
+        popular = version.experts[0].probabilities(contexts, None, eligible).p_E
         rows.append((neural + popular + 1 / len(eligible)) / 3)
     model.float()
     return np.array(rows)
@@ -94,7 +94,7 @@ def test_ranks_and_probabilities_by_the_definition():
     target_T = draw.integers(0, 200, offset_R[-1])
     judged = version.judge(contexts, target_T, offset_R)
     truth = reference(version, contexts)
-    popular = version._voters._experts[0].probabilities(contexts, None, version.eligible).p_E
+    popular = version.experts[0].probabilities(contexts, None, version.eligible).p_E
     for query in range(70):
         for at in range(offset_R[query], offset_R[query + 1]):
             column = target_T[at] - 10
@@ -171,7 +171,7 @@ def test_an_unknown_context_gets_what_is_popular():
     contexts = contexts_of([[], [50, 7000], [3, 60]], WATERMARK_MS, 10)
     top = version.top(contexts, 50)
     assert top.fallback_Q.tolist() == [True, True, False]
-    popular = version._voters._experts[0].probabilities(contexts, None, version.eligible).p_E
+    popular = version.experts[0].probabilities(contexts, None, version.eligible).p_E
     expected = np.sort((popular + 1 / 50) / 2)[::-1]
     np.testing.assert_allclose(top.score_QK[:2], [expected, expected], rtol=1e-6)
     known = version.top(contexts_of([[3]], WATERMARK_MS, 10), 50)
@@ -272,3 +272,39 @@ def test_weights_and_experts_must_belong_together():
             5,
         )
     assert len(catalogue_of(["a", "b"])) == 2
+
+
+def test_a_version_beside_another_has_its_own_model_and_the_others_counters():
+    old, new = recommender(100), recommender(120, experts=[popular_over(120)], sharp=10.0)
+    beside = old.beside(new)
+    contexts = questions(40, 120)
+    target_T, offset_R = np.arange(40) * 3, np.arange(41)
+    alone, own, theirs = (version.judge(contexts, target_T, offset_R) for version in (beside, old, new))
+    np.testing.assert_array_equal(alone.probability["popular"], theirs.probability["popular"])
+    np.testing.assert_array_equal(alone.probability["uniform"], np.full(40, 1 / 120))
+    known_T = target_T < 100
+    np.testing.assert_allclose(alone.probability["neural"][known_T], own.probability["neural"][known_T], rtol=1e-6)
+    assert (alone.probability["neural"][~known_T] < 1e-30).all()
+    assert (alone.rank["neural"][~known_T] == 120).all()
+
+
+def test_counters_that_versions_share_are_asked_once():
+    asked = []
+
+    def said(contexts, query_QD, eligible):
+        asked.append(len(contexts))
+        return Shared(np.full(len(eligible), 1 / len(eligible), dtype=np.float32))
+
+    old, new = (recommender(60, experts=[Told("told", said)]) for _ in range(2))
+    contexts, target_T, offset_R = questions(40, 60), np.arange(40), np.arange(41)
+    heard = {}
+    first = new.judge(contexts, target_T, offset_R, heard)
+    assert asked == [32, 8]
+    beside = old.beside(new)
+    brief = beside.judge(contexts, target_T, offset_R, heard, ranks_only=True)
+    assert asked == [32, 8]
+    assert set(brief.rank) == {"blend", "neural"}
+    whole = beside.judge(contexts, target_T, offset_R)
+    for name, rank_T in brief.rank.items():
+        np.testing.assert_array_equal(rank_T, whole.rank[name])
+    assert first.rank["blend"].shape == (40,)

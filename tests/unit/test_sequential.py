@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headrace.catalogue.eligible import Eligible
 from headrace.evaluation.prequential import Queries, score
 from headrace.evaluation.sequential import Tally, Trial, e_value
+from headrace.experts.base import Expert
 from headrace.inputs.contexts import Contexts, contexts_of
 from headrace.recommend.recommender import Judged
 
@@ -140,6 +141,7 @@ class Ranks:
     num_items = 10
     eligible = Eligible(np.arange(10))
     faults: Mapping[str, int] = {}
+    experts: tuple[Expert, ...] = ()
 
     def __init__(self, *rank: int) -> None:
         self.rank_T = np.array(rank)

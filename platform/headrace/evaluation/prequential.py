@@ -1,9 +1,9 @@
 """Score first, train after: the honest online metric.
 
 Every version that matters answers the queries of a cut before anything learns from it: live (what users get), frozen
-(what they would get had nothing been updated), trusted (while live is compared to it), the learner and each of its
-experts. Ranks of one group of queries are computed where the rows are and gathered, so that all ranks hold the same
-figures, in ledger order.
+(what they would get had nothing been updated), trusted (what a roll back would serve, while live is compared to it),
+the learner and each of its experts. Ranks of one group of queries are computed where the rows are and gathered, so that
+all ranks hold the same figures, in ledger order.
 Shape legend: Q queries, R = Q + 1 offsets, T targets (flat), K voters.
 """
 
@@ -19,12 +19,15 @@ from headrace.evaluation.metrics import METRICS
 from headrace.evaluation.sequential import CONTESTS
 from headrace.inputs.contexts import Contexts, offsets, ranges
 from headrace.recommend.recommender import BLEND, Judged, Recommender
+from headrace.recommend.votes import Heard
 from headrace.records import hash64_array
 
 Arrays = Mapping[str, NDArray[Any]]
 Gather = Callable[[Arrays], list[Arrays]]
 """Every rank's arrays, in rank order, on every rank."""
 _CUTOFF = 20
+_CHUNK = 1024
+"""Queries that all versions answer before the next ones are asked: what counters say is kept for so long."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,16 @@ def score(
     trusted: Recommender | None = None,
 ) -> Scored:
     """Rank every query's targets with each version; figures are means over all ranks' queries."""
-    judged: dict[int, Judged] = {}
-
-    def judge(version: Recommender) -> Judged:
-        if id(version) not in judged:  # live is often the learner, and trusted may be frozen
-            judged[id(version)] = version.judge(queries.contexts, queries.target_T, queries.offset_R)
-        return judged[id(version)]
-
     faults = learner.faults
-    own = judge(learner)
+    asked = [version for version in (learner, live, frozen, trusted) if version is not None]
+    judged = _judge({id(version): version for version in asked}, queries, learner)  # live is often the learner
+    own = judged[id(learner)]
     failed = [learner.faults.get(name, 0) - faults.get(name, 0) for name in own.probability]
     rank_of = {name: rank_T for name, rank_T in own.rank.items() if name != BLEND}
-    rank_of["learner"], rank_of["live"] = own.rank[BLEND], judge(live).rank[BLEND]
+    rank_of["learner"], rank_of["live"] = own.rank[BLEND], judged[id(live)].rank[BLEND]
     if frozen is not None:
-        rank_of["frozen"] = judge(frozen).rank[BLEND]
-    gained = _gained(judge(live), judge(trusted)) if trusted is not None else {}
+        rank_of["frozen"] = judged[id(frozen)].rank[BLEND]
+    gained = _gained(judged[id(live)], judged[id(trusted)]) if trusted is not None else {}
     mine: dict[str, NDArray[Any]] = {
         "shard": queries.shard_Q,
         "row": queries.row_Q,
@@ -137,6 +135,19 @@ def score(
         **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
     }
     return _summary(gather(mine), list(rank_of), list(own.probability), list(own.slope), list(gained))
+
+
+def _judge(versions: Mapping[int, Recommender], queries: Queries, learner: Recommender) -> dict[int, Judged]:
+    """What each version makes of the queries: ranks alone, but for the learner. Shared counters are asked once."""
+    judged: dict[int, list[Judged]] = {key: [] for key in versions}
+    for first in range(0, max(len(queries), 1), _CHUNK):
+        chunk = queries.take(np.arange(first, min(first + _CHUNK, len(queries))))
+        heard: dict[int, dict[int, Heard]] = {id(version.experts): {} for version in versions.values()}
+        for key, version in versions.items():
+            said = heard[id(version.experts)]
+            ranks_only = version is not learner
+            judged[key].append(version.judge(chunk.contexts, chunk.target_T, chunk.offset_R, said, ranks_only))
+    return {key: Judged.joined(parts) for key, parts in judged.items()}
 
 
 def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:

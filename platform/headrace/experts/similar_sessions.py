@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import SimilarSessionsConfig
 from headrace.experts.base import Arrays, Counted, Sparse
-from headrace.experts.ragged import Cells, Columns, cells, highest, recent_items, spread, stable_order, vote
+from headrace.experts.ragged import Cells, Columns, cells, recent_items, spread, stable_order, vote
 from headrace.inputs.contexts import Contexts, offsets
 
 _MAX_LENGTH = 100
@@ -168,7 +168,6 @@ class SimilarSessions:
         self._end_I = np.cumsum(self._count_I)
         self._idf_I = np.log((1.0 + np.count_nonzero(length_S > 1)) / np.maximum(self._count_I, 1))
         self._root_S = np.maximum(length_S, 1) ** _ROOT
-        self._by_key_S: NDArray[np.int64] | None = None
 
     def _neighbours(self, contexts: Contexts) -> tuple[Cells, NDArray[np.int64]]:
         """Rows are queries, columns sessions, totals similarities; and where each one's newest shared item lies."""
@@ -177,7 +176,7 @@ class SimilarSessions:
         taken_T = np.minimum(self._count_I[recent.item_T], self.config.sessions_per_item)
         of_F, flat_F = spread(self._end_I[recent.item_T] - taken_T, taken_T)
         query_F, slot_F = recent.query_T[of_F], self._slot_H[flat_F].astype(np.int64)
-        own_F = slot_F == self._slots_of(contexts.session_Q)[query_F]
+        own_F = self._table.session_S[slot_F] == contexts.session_Q[query_F]
         query_F, slot_F, of_F, flat_F = query_F[~own_F], slot_F[~own_F], of_F[~own_F], flat_F[~own_F]
         found = cells(query_F, slot_F, weight_T[of_F], max(len(self._table), 1))
         similar_C = found.total_C / self._root_S[found.column_C]
@@ -185,24 +184,18 @@ class SimilarSessions:
         place_C = self._place_H[flat_F[found.first_C[best]]].astype(np.int64)  # recent items come newest first
         return Cells(found.row_C[best], found.column_C[best], similar_C[best], found.first_C[best]), place_C
 
-    def _slots_of(self, session_Q: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Where the asking sessions lie in the table; -1 for those that it lacks."""
-        keys_S = self._table.session_S
-        if not len(keys_S):
-            return np.full(len(session_Q), -1, dtype=np.int64)
-        if self._by_key_S is None:
-            self._by_key_S = np.argsort(keys_S)
-        at_Q = np.minimum(np.searchsorted(keys_S, session_Q, sorter=self._by_key_S), len(keys_S) - 1)
-        slot_Q = self._by_key_S[at_Q]
-        return np.where(keys_S[slot_Q] == session_Q, slot_Q, -1)
-
 
 def _best(query_C: NDArray[np.int64], similar_C: NDArray[np.float64], most: int, num_queries: int) -> NDArray[np.int64]:
     """Ascending places of each query's ``most`` highest; of equal ones the later, which are the more recent."""
     begin_R = np.searchsorted(query_C, np.arange(num_queries + 1))
-    keep_C = np.ones(len(query_C), dtype=np.bool_)
+    lowest_Q = np.full(num_queries, -np.inf)
     for query in np.flatnonzero(np.diff(begin_R) > most):
         begin, end = begin_R[query], begin_R[query + 1]
-        keep_C[begin:end] = False
-        keep_C[begin + highest(similar_C[begin:end], most)] = True
+        lowest_Q[query] = np.partition(similar_C[begin:end], end - begin - most)[end - begin - most]
+    lowest_C = lowest_Q[query_C]
+    keep_C = similar_C > lowest_C
+    left_Q = most - np.bincount(query_C[keep_C], minlength=num_queries)
+    tied_C = np.flatnonzero(similar_C == lowest_C)
+    end_T = np.searchsorted(query_C[tied_C], query_C[tied_C], side="right")
+    keep_C[tied_C[end_T - np.arange(len(tied_C)) <= left_Q[query_C[tied_C]]]] = True
     return np.flatnonzero(keep_C)

@@ -11,7 +11,7 @@ Shape legend: Q queries (of a block, or of a call), R = Q + 1 offsets, T targets
 K answers or experts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from headrace.models.base import RecallModel
 from headrace.recommend.block import Block, best, put_seen, rank, values
 from headrace.recommend.encode import answering, encode, newest
 from headrace.recommend.seen import Seen
-from headrace.recommend.votes import MISS, Voters
+from headrace.recommend.votes import MISS, Heard, Voters
 
 BLEND = "blend"
 BLOCK = 32
@@ -62,6 +62,15 @@ class Judged:
     slope: Mapping[str, NDArray[np.float64]]
     """By "neural" and each counter: that probability's derivative by the logarithm of the expert's exponent, (T,)."""
 
+    @classmethod
+    def joined(cls, parts: Sequence["Judged"]) -> "Judged":
+        """Of one version's answers to several groups of queries, in turn; at least one."""
+        return cls(
+            {name: np.concatenate([part.rank[name] for part in parts]) for name in parts[0].rank},
+            {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
+            {name: np.concatenate([part.slope[name] for part in parts]) for name in parts[0].slope},
+        )
+
 
 class Recommender:
     """One version, ready to be asked. Not for several threads at once.
@@ -92,13 +101,17 @@ class Recommender:
         """Event time of the newest row that this version has learned from."""
         self.max_events = max_events
         self.seen_last = seen_last
+        self.experts = list(experts)
+        """Its counters; alike in a version and in one that stands beside it."""
         self._slot_I = slot_I
         self._names = names
         self._weight_K = self._in_order(weights)
-        self._experts = list(experts)
         self._exponents = dict(exponents or {})
-        self._voters = Voters(self._experts, eligible, self._exponents)
+        self._voters = Voters(self.experts, eligible, self._exponents)
         self._slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(model.table.weight.device)
+        self._absent_E: Tensor | None = None
+        """Eligible items without a row in the model, if it stands beside a newer version."""
+        self._beside: Recommender | None = None
         self._frozen_ED: Tensor | None = None
 
     @property
@@ -151,21 +164,36 @@ class Recommender:
                         shares[name][block.first + row_T, place_T] = share_T
         return Top(number_QK, score_QK, self.known(contexts).length_Q == 0, shares)
 
-    def judge(self, contexts: Contexts, target_T: NDArray[np.int64], target_offset_R: NDArray[np.int64]) -> Judged:
-        """Rank and probability of each target; query q has the targets between its two offsets."""
-        ranked = (BLEND, *self._names[:-1])
+    def judge(
+        self,
+        contexts: Contexts,
+        target_T: NDArray[np.int64],
+        target_offset_R: NDArray[np.int64],
+        heard: MutableMapping[int, Heard] | None = None,
+        ranks_only: bool = False,
+    ) -> Judged:
+        """Rank and probability of each target; query q has the targets between its two offsets.
+
+        With ``ranks_only``, nothing but the ranks of the blend and of the neural expert. ``heard`` is what these
+        counters have said to the same queries, by block: read where it is there, else filled in, so that several
+        versions with the same counters ask them once.
+        """
+        told = () if ranks_only else self._names
         judged = Judged(
-            {name: np.full(len(target_T), MISS, dtype=np.int64) for name in ranked},
-            {name: np.full(len(target_T), np.nan) for name in self._names},
-            {name: np.full(len(target_T), np.nan) for name in self._names[:-1]},
+            {name: np.full(len(target_T), MISS, dtype=np.int64) for name in (BLEND, NEURAL, *told[1:-1])},
+            {name: np.full(len(target_T), np.nan) for name in told},
+            {name: np.full(len(target_T), np.nan) for name in told[:-1]},
         )
         column_T = self.eligible.column_of(target_T)
         query_T = np.repeat(np.arange(len(contexts)), np.diff(target_offset_R))
         with answering(self.model):
-            for block in self._blocks(contexts):
+            for block in self._blocks(contexts, heard):
                 begin, end = target_offset_R[block.first], target_offset_R[block.first + len(block)]
                 index_T = begin + np.flatnonzero(column_T[begin:end] >= 0)
-                self._judge_block(block, index_T, query_T[index_T] - block.first, column_T[index_T], judged)
+                row_T = query_T[index_T] - block.first
+                if not ranks_only:
+                    _judge_votes(block, index_T, row_T, column_T[index_T], judged)
+                self._judge_mix(block, index_T, row_T, column_T[index_T], judged)
         return judged
 
     def probabilities(self, contexts: Contexts) -> Iterator[tuple[slice, dict[str, Tensor]]]:
@@ -182,14 +210,31 @@ class Recommender:
         other = copy(self)
         other._weight_K = self._in_order(weights)
         other._exponents = dict(exponents)
-        other._voters = Voters(self._experts, self.eligible, other._exponents)
+        other._voters = Voters(self.experts, self.eligible, other._exponents)
+        return other
+
+    def beside(self, live: "Recommender") -> "Recommender":
+        """What would be served now if the learner went back to this version: its model and blend, and live's counters.
+
+        Items that it has no row for have probability 0 in its model.
+        """
+        assert self._names == live._names
+        row_I = np.full(max(len(live._slot_I), len(self._slot_I)), -1, dtype=np.int64)
+        row_I[: len(self._slot_I)] = self._slot_I
+        row_E = torch.from_numpy(row_I[live.eligible.number_E]).to(self.model.table.weight.device)
+        other = copy(self)
+        other.experts, other.eligible, other.seen_last = live.experts, live.eligible, live.seen_last
+        other.watermark_ms = live.watermark_ms
+        other._voters = Voters(other.experts, other.eligible, self._exponents)
+        other._slot_E, other._absent_E, other._frozen_ED = row_E.clamp(min=0), row_E < 0, None
+        other._beside = live
         return other
 
     def _in_order(self, weights: Weights) -> NDArray[np.float64]:
         weight_of = weights.as_mapping()
         return np.array([weight_of[name] for name in self._names], dtype=np.float64)
 
-    def _judge_block(
+    def _judge_mix(
         self,
         block: Block,
         index_T: NDArray[np.int64],
@@ -197,57 +242,80 @@ class Recommender:
         column_T: NDArray[np.int64],
         judged: Judged,
     ) -> None:
-        """Fill in ``judged`` at ``index_T``, for these rows of the block and columns of the eligible set."""
-        unseen_T = np.ones(len(row_T), dtype=np.bool_)
-        if block.seen is not None:
-            unseen_T = ~block.seen.holds(row_T, column_T)
-        judged.probability[UNIFORM][index_T[unseen_T]] = 1.0 / block.num_unseen_Q[row_T[unseen_T]]
-        for name, vote in block.votes.items():
-            if vote is not None:
-                on_T = vote.active_Q[row_T]
-                judged.rank[name][index_T[on_T]] = vote.rank(row_T[on_T], column_T[on_T])
-                on_T = on_T & unseen_T
-                p_T = vote.probability(row_T[on_T], column_T[on_T])
-                judged.probability[name][index_T[on_T]] = p_T
-                judged.slope[name][index_T[on_T]] = _slope(p_T, vote.entropy(len(block))[row_T[on_T]])
+        """The neural expert's and the blend's part of ``judged`` at ``index_T``."""
         on_T = block.neural_Q[row_T]
         judged.rank[NEURAL][index_T[on_T]] = rank(block.logits_QE, row_T[on_T], column_T[on_T])
         total_Q = block.exponentials()
-        on_T = on_T & unseen_T
-        value_T = values(block.logits_QE, row_T[on_T], column_T[on_T]).double().cpu().numpy()
-        p_T = value_T / total_Q[row_T[on_T]]
-        judged.probability[NEURAL][index_T[on_T]] = p_T
-        judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
+        if NEURAL in judged.probability:
+            on_T = on_T & _unseen(block, row_T, column_T)
+            value_T = values(block.logits_QE, row_T[on_T], column_T[on_T]).double().cpu().numpy()
+            p_T = value_T / total_Q[row_T[on_T]]
+            judged.probability[NEURAL][index_T[on_T]] = p_T
+            judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
         judged.rank[BLEND][index_T] = rank(block.mix(block.weights(self._weight_K), total_Q), row_T, column_T)
 
-    def _blocks(self, contexts: Contexts) -> Iterator[Block]:
+    def _blocks(self, contexts: Contexts, heard: MutableMapping[int, Heard] | None = None) -> Iterator[Block]:
         """What every expert says, block by block; nothing where no item is eligible."""
         if not len(self.eligible):
             return
-        contexts = newest(self.known(contexts), self.max_events)
+        met = newest(self.known(contexts), self.max_events)
+        asked = newest(self._beside.known(contexts), self.max_events) if self._beside else met
         items_ED = self._items()
-        encoded_QD = encode(self.model, contexts, self._slot_I, self.max_events)
-        for first in range(0, len(contexts), BLOCK):
-            block = contexts.take(np.arange(first, min(first + BLOCK, len(contexts))))
+        encoded_QD = encode(self.model, met, self._slot_I, self.max_events)
+        for first in range(0, len(asked), BLOCK):
+            block = asked.take(np.arange(first, min(first + BLOCK, len(asked))))
             seen = Seen(block, self.eligible) if self.seen_last else None
             query_QD = encoded_QD[first : first + BLOCK]
             padded_BD = torch.nn.functional.pad(query_QD, (0, 0, 0, BLOCK - len(block)))
             logits_QE = (self.model.query_side(padded_BD) @ items_ED.T)[: len(block)]
             if (exponent := self._exponents.get(NEURAL, 1.0)) != 1.0:
                 logits_QE *= exponent
+            if self._absent_E is not None:
+                logits_QE.masked_fill_(self._absent_E, -torch.inf)
             put_seen(logits_QE, seen, -torch.inf)
             highest_Q = logits_QE.amax(dim=1)
             finite_Q = torch.isfinite(highest_Q).cpu().numpy()
-            asked_Q = block.length_Q > 0
-            self._voters.faults[NEURAL] += int((asked_Q & ~finite_Q).sum())
-            votes = self._voters.ask(block, query_QD.cpu().numpy(), seen)
-            yield Block(first, logits_QE, highest_Q, asked_Q & finite_Q, votes, seen)
+            met_Q = met.length_Q[first : first + BLOCK] > 0
+            self._voters.faults[NEURAL] += int((met_Q & ~finite_Q).sum())
+            said = heard.get(first) if heard is not None else None
+            if said is None:
+                said = self._voters.hear(block, query_QD.cpu().numpy())
+            if heard is not None:
+                heard[first] = said
+            votes = self._voters.votes(said, len(block), seen)
+            yield Block(first, logits_QE, highest_Q, met_Q & finite_Q, votes, seen)
 
     def _items(self) -> Tensor:
         """The eligible items' side of the product, ``(E, D)``."""
         if self._frozen_ED is not None:
             return self._frozen_ED
         return self.model.item_side(self.model.table.vectors(self._slot_E))
+
+
+def _judge_votes(
+    block: Block,
+    index_T: NDArray[np.int64],
+    row_T: NDArray[np.int64],
+    column_T: NDArray[np.int64],
+    judged: Judged,
+) -> None:
+    """The counters' and the uniform expert's part of ``judged`` at ``index_T``, for these rows and columns."""
+    unseen_T = _unseen(block, row_T, column_T)
+    judged.probability[UNIFORM][index_T[unseen_T]] = 1.0 / block.num_unseen_Q[row_T[unseen_T]]
+    for name, vote in block.votes.items():
+        if vote is not None:
+            on_T = vote.active_Q[row_T]
+            judged.rank[name][index_T[on_T]] = vote.rank(row_T[on_T], column_T[on_T])
+            on_T = on_T & unseen_T
+            p_T = vote.probability(row_T[on_T], column_T[on_T])
+            judged.probability[name][index_T[on_T]] = p_T
+            judged.slope[name][index_T[on_T]] = _slope(p_T, vote.entropy(len(block))[row_T[on_T]])
+
+
+def _unseen(block: Block, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.bool_]:
+    if block.seen is None:
+        return np.ones(len(row_T), dtype=np.bool_)
+    return ~block.seen.holds(row_T, column_T)
 
 
 def _slope(p_T: NDArray[np.float64], entropy_T: NDArray[np.float64]) -> NDArray[np.float64]:

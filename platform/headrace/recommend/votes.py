@@ -154,6 +154,8 @@ class SparseVote:
 
 Vote = SharedVote | SparseVote | None
 """None: abstains on all."""
+Heard = Mapping[str, Shared | Sparse | None]
+"""What each counter says about a block of queries, by name, before any version makes a vote of it."""
 
 
 def _sharpened(p_E: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
@@ -175,30 +177,36 @@ class Voters:
         self.faults: Counter[str] = Counter()
         """Queries on which an expert's vote was not a probability, by name."""
 
-    def ask(self, contexts: Contexts, query_QD: NDArray[np.float32], seen: Seen | None) -> dict[str, Vote]:
-        """Every expert's vote on these queries, by name, in the recipe's order."""
-        return {expert.name: self._ask(expert, contexts, query_QD, seen) for expert in self._experts}
+    def hear(self, contexts: Contexts, query_QD: NDArray[np.float32]) -> Heard:
+        """What every expert says about these queries, by name, in the recipe's order."""
+        return {expert.name: self._hear(expert, contexts, query_QD) for expert in self._experts}
 
-    def _ask(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32], seen: Seen | None) -> Vote:
+    def votes(self, heard: Heard, num_queries: int, seen: Seen | None) -> dict[str, Vote]:
+        """Every expert's vote, of what was heard."""
+        return {name: self._vote(name, said, num_queries, seen) for name, said in heard.items()}
+
+    def _hear(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32]) -> Shared | Sparse | None:
         try:
-            said = expert.probabilities(contexts, query_QD, self._eligible)
+            return expert.probabilities(contexts, query_QD, self._eligible)
         except Exception:  # noqa: BLE001 (whatever it is, the others can answer)
             if expert.name not in _TOLD:
                 _TOLD.add(expert.name)
                 _log.exception("expert %s failed; it is left out, and this is said once", expert.name)
             self.faults[expert.name] += len(contexts)
             return None
+
+    def _vote(self, name: str, said: Shared | Sparse | None, num_queries: int, seen: Seen | None) -> Vote:
+        exponent = self._exponents.get(name, 1.0)
         match said:
             case None:
                 return None
             case Shared(p_E):
-                table = self._shared.get(expert.name)
+                table = self._shared.get(name)
                 if table is None or table.said_E is not p_E:
-                    table = self._shared[expert.name] = SharedTable(p_E, self._exponents.get(expert.name, 1.0))
-                self.faults[expert.name] += 0 if table.sound else len(contexts)
-                return SharedVote(table, len(contexts), seen)
+                    table = self._shared[name] = SharedTable(p_E, exponent)
+                self.faults[name] += 0 if table.sound else num_queries
+                return SharedVote(table, num_queries, seen)
             case Sparse() as sparse:
-                exponent = self._exponents.get(expert.name, 1.0)
                 vote = SparseVote(sparse, len(self._eligible), seen, exponent)
-                self.faults[expert.name] += int(vote.unsound_Q.sum())
+                self.faults[name] += int(vote.unsound_Q.sum())
                 return vote

@@ -34,7 +34,7 @@ from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
 from headrace.train.review import Review, review, rival
 from headrace.train.rows import follow_attributes, start_rows
-from headrace.train.state import PROBE_TOP, LearnerState, load_version, restore
+from headrace.train.state import LearnerState, load_version, restore
 from headrace.train.times import believed_times
 
 _REPLAY_BATCH = 2048
@@ -106,7 +106,13 @@ def train_increment(
     trained = _train(intake, taken, state, group, cut.number, warmup, watch)
     watch.lap("train")
     candidate = state.recommender()
-    decision = reviewed.explain(_gate(state, candidate, asked, taken, trained, group, reviewed, warmup))
+    if state.probes is None:
+        state.probes = _probes(asked, state, group)
+    finite, max_abs = state.step.extremes()
+    answered_PK = state.probed(candidate) if finite else None
+    churn = _churn(state, answered_PK) if reviewed.version is None else None
+    signs = _signs(state, candidate, taken, trained, warmup, finite, max_abs, churn)
+    decision = reviewed.explain(decide(signs, state.recipe.gate))
     fates = dict(taken.fates)
     if state.replay is not None and decision.verdict != "reject":
         state.replay.admit(cut.number)
@@ -128,7 +134,7 @@ def train_increment(
         "review": reviewed.facts(decision.verdict),
     }
     manifest = committer.commit(state, decision, figures, cut, watch)
-    _note_versions(state, candidate, manifest, committer.store)
+    _note_versions(state, candidate, answered_PK, manifest, committer.store)
     return manifest
 
 
@@ -262,35 +268,36 @@ def _update_ratio(before: list[torch.Tensor], after: list[torch.Tensor]) -> floa
     return float(np.sqrt(moved / max(norm, 1e-30)))
 
 
-def _gate(
+def _probes(asked: Queries, state: LearnerState, group: Group) -> Contexts:
+    """Contexts that versions are compared on, drawn from the warm-up's queries, alike on every rank."""
+    probes = sample(asked, state.recipe.gate.num_probes, state.recipe.seed, group.gather)
+    return concatenate([Contexts(**part) for part in group.gather(probes.contexts.__dict__)])
+
+
+def _signs(
     state: LearnerState,
     candidate: Recommender,
-    asked: Queries,
     taken: Taken,
     trained: Trained,
-    group: Group,
-    reviewed: Review,
     warmup: bool,
-) -> Decision:
-    """The verdict on the candidate; the warm-up also draws the probes that versions are compared on."""
-    if state.probes is None:
-        probes = sample(asked, state.recipe.gate.num_probes, state.recipe.seed, group.gather)
-        state.probes = concatenate([Contexts(**part) for part in group.gather(probes.contexts.__dict__)])
-    finite, max_abs = state.step.extremes()
+    finite: bool,
+    max_abs: float,
+    churn: float | None,
+) -> Signs:
+    """What the gate decides on."""
     _, per_item = np.unique(taken.number_N, return_counts=True)
-    signs = Signs(
+    return Signs(
         is_warmup=warmup,
         finite=finite,
         max_abs=max_abs,
         update_ratio=trained.update_ratio,
-        churn=_churn(state, candidate) if finite and reviewed.version is None else None,
+        churn=churn,
         num_events=len(taken.number_N),
         max_item_events=int(per_item.max(initial=0)),
         max_user_events=taken.max_user_events,
         eligible_before=0 if state.learner is None else _not_retired(state, state.learner.eligible),
         eligible_after=len(candidate.eligible),
     )
-    return decide(signs, state.recipe.gate)
 
 
 def _not_retired(state: LearnerState, eligible: Eligible) -> int:
@@ -298,19 +305,24 @@ def _not_retired(state: LearnerState, eligible: Eligible) -> int:
     return int((~state.catalogue.listing.retired_I[eligible.number_E]).sum())
 
 
-def _churn(state: LearnerState, candidate: Recommender) -> float | None:
+def _churn(state: LearnerState, answered_PK: NDArray[np.int64] | None) -> float | None:
     """Share of the candidate's answers to the probes that live does not give."""
-    if state.live_top_PK is None or state.probes is None:
+    if state.live_top_PK is None or answered_PK is None:
         return None
-    after_PK = candidate.top(state.probes, PROBE_TOP).number_QK
     new = [
         np.isin(after[after >= 0], live, invert=True).mean()
-        for after, live in zip(after_PK, state.live_top_PK, strict=True)
+        for after, live in zip(answered_PK, state.live_top_PK, strict=True)
     ]
     return float(np.mean(new))
 
 
-def _note_versions(state: LearnerState, candidate: Recommender, manifest: Manifest, store: Store) -> None:
+def _note_versions(
+    state: LearnerState,
+    candidate: Recommender,
+    answered_PK: NDArray[np.int64] | None,
+    manifest: Manifest,
+    store: Store,
+) -> None:
     """Who is learner, live and frozen from now on; a version that must outlast the learner's weights is loaded anew."""
     was_learner = state.live is state.learner
     state.learner = candidate
@@ -318,7 +330,7 @@ def _note_versions(state: LearnerState, candidate: Recommender, manifest: Manife
         state.live, state.published = candidate, manifest
         if state.frozen is None:
             state.frozen = load_version(store, manifest, state.step.device)
-        state.note_live()
+        state.live_top_PK = answered_PK
     elif was_learner and state.published is not None:
         state.live = load_version(store, state.published, state.step.device)
     known = state.versions | ({state.published.cut: state.published} if state.published else {})

@@ -66,18 +66,19 @@ class Review:
 
 
 def rival(state: LearnerState, store: Store) -> Recommender | None:
-    """The trusted version, if it is to answer beside live; None where it is live itself, or the test is off.
+    """What a roll back would serve, if it is to answer beside live; None where trusted is live, or the test is off.
 
-    It is read from the store once, when it is first asked.
+    That is the trusted model and blend with live's counters, since counters do not go back. The version is read from
+    the store once, when it is first asked.
     """
     trusted = state.trial.trusted
-    if state.published is None or state.published.cut == trusted or not state.recipe.gate.window:
+    if state.published is None or state.live is None or state.published.cut == trusted or not state.recipe.gate.window:
         return None
     if trusted == 0:
-        return state.frozen
+        return state.frozen.beside(state.live) if state.frozen is not None else None
     if state.loaded_trusted is None or state.loaded_trusted[0] != trusted:
         state.loaded_trusted = trusted, load_version(store, state.versions[trusted], state.step.device)
-    return state.loaded_trusted[1]
+    return state.loaded_trusted[1].beside(state.live)
 
 
 def review(state: LearnerState, scored: Scored, store: Store) -> Review:

@@ -124,10 +124,11 @@ class LearnerState:
             self.calibration.exponents,
         )
 
-    def note_live(self) -> None:
-        """Keep what live answers to the probes, before the learner's weights move on underneath it."""
-        if self.live is not None and self.probes is not None and len(self.probes):
-            self.live_top_PK = self.live.top(self.probes, PROBE_TOP).number_QK
+    def probed(self, version: Recommender) -> NDArray[np.int64] | None:
+        """What a version answers to the probes, ``(P, K)`` item numbers; None where there are no probes."""
+        if self.probes is None or not len(self.probes):
+            return None
+        return version.top(self.probes, PROBE_TOP).number_QK
 
     def shared_parts(self) -> Parts:
         """The parts that are the same on every rank, by name."""
@@ -211,7 +212,7 @@ def resume(
         state.live = load_version(store, state.published, device)  # as it was published, whatever the recipe says now
         state.frozen = load_version(store, published[min(published)], device)
         state.versions = {cut: published[cut] for cut in state.trial.needed | {state.published.cut}}
-        state.note_live()
+        state.live_top_PK = state.probed(state.live)  # before the learner's weights move on
     return state
 
 
