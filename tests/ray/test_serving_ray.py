@@ -17,7 +17,8 @@ from headrace.config.recipe import Recipe, ServeConfig, StoreConfig
 from headrace.errors import HeadraceError
 from headrace.inputs.contexts import contexts_of
 from headrace.serving.check import mixed
-from headrace.serving.client import Connection, StoreSessions
+from headrace.serving.client import StoreSessions
+from headrace.serving.connection import Connection
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 

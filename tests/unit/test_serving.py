@@ -15,7 +15,8 @@ from headrace.bundles.bundle import load_bundle
 from headrace.inputs.contexts import contexts_of
 from headrace.serving.batcher import Batcher
 from headrace.serving.check import Checker, mixed
-from headrace.serving.client import Client, Connection, Exchange, StoreSessions, exchange_over, read_log
+from headrace.serving.client import Client, Exchange, StoreSessions, exchange_over, read_log
+from headrace.serving.connection import Connection
 from headrace.serving.replica import NotReadyError, Replica, respond
 from headrace.serving.request import MAX_IDS, Question, RequestError, parse
 from headrace.serving.service import answer

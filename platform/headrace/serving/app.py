@@ -11,7 +11,8 @@ from ray.serve.schema import LoggingConfig
 from headrace.config.recipe import Recipe, ServeConfig
 from headrace.errors import ConfigError, HeadraceError
 from headrace.serving.check import Checker
-from headrace.serving.client import Client, Connection, StoreSessions
+from headrace.serving.client import Client, StoreSessions
+from headrace.serving.connection import Connection
 from headrace.serving.deployment import Recall
 from headrace.store.store import Store
 from headrace.tracking.report import Requests

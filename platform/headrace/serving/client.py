@@ -6,7 +6,7 @@ once that is known. In memory there are counts only; the log grows by some 150 b
 """
 
 import contextlib
-import http.client
+import http
 import json
 import os
 import queue
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from headrace.clock import monotonic_s
 from headrace.errors import StoreError
 from headrace.records import generator
 from headrace.serving.check import Checker
+from headrace.serving.connection import Connection
 from headrace.serving.request import ItemId
 from headrace.store.store import Store
 from headrace.tracking.report import Requests
@@ -32,8 +32,6 @@ from headrace.tracking.report import Requests
 SLOW_S = 1.0
 CHECKED = 100
 """One answer in so many is recomputed."""
-_IDLE_S = 5.0  # a connection unused for longer is opened anew, since the server may be closing it
-_PATIENCE_S = 30.0
 
 Sessions = Callable[[int], list[ItemId]]
 """The item ids, oldest first, of the n-th request."""
@@ -66,39 +64,6 @@ class Exchange:
     def slow(self) -> bool:
         """Slower than a second."""
         return self.latency_s > SLOW_S
-
-
-class Connection:
-    """One kept connection to the application; opened anew where it was idle for long, or after an error."""
-
-    def __init__(self, address: str, timeout_s: float = _PATIENCE_S) -> None:
-        parts = urlsplit(address)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._timeout_s = timeout_s
-        self._connection: http.client.HTTPConnection | None = None
-        self._used_s = 0.0
-
-    def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int | None, bytes]:
-        """Status and body; (None, words) where there was no connection or it broke."""
-        if self._connection is not None and monotonic_s() - self._used_s > _IDLE_S:
-            self.close()
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        try:
-            self._connection.request(method, path, body, {"Content-Type": "application/json"})
-            response = self._connection.getresponse()
-            content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            return None, repr(error).encode()
-        self._used_s = monotonic_s()
-        return response.status, content
-
-    def close(self) -> None:
-        """Close it; the next call opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 class StoreSessions:

@@ -76,3 +76,16 @@ class StoreLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def holder(store: Store) -> str | None:
+    """The process that trains into this store, as it wrote itself down; None where nobody does, or on object stores."""
+    path = None if store.local_root is None else Path(store.local_root) / "trainer.lock"
+    if path is None or not path.exists():
+        return None
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read(64).strip() or "unknown"
+    return None

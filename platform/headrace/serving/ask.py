@@ -1,0 +1,71 @@
+"""``headrace ask``: one question to a running service, and its answer as lines for people. No torch, no Ray."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from headrace.errors import ConfigError, HeadraceError
+from headrace.serving.connection import Connection
+from headrace.serving.request import ItemId
+from headrace.tracking.console import align
+
+
+class UnansweredError(HeadraceError):
+    """The service is there and did not answer the question."""
+
+
+def ask(address: str, words: Sequence[str], question: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to the session ``words``, with the further keys of ``question``.
+
+    Words of digits are sent as integers; if the service knows none of those, all are sent as strings, since a log may
+    have either. ConfigError where nobody listens, UnansweredError with the service's own words where it refuses.
+    """
+    connection = Connection(address)
+    try:
+        answer = _call(connection, address, {"items": [_number(word) for word in words], **question})
+        if words and len(answer["unknown"]) == len(set(words)):
+            as_text = _call(connection, address, {"items": list(words), **question})
+            answer = as_text if len(as_text["unknown"]) < len(answer["unknown"]) else answer
+    finally:
+        connection.close()
+    return answer
+
+
+def in_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each answered item, then where the answer comes from."""
+    shares: Mapping[str, Sequence[float]] = answer.get("shares") or {}
+    header = ("item", "score", *shares)
+    rows = [
+        (str(item), f"{score:.5f}", *(f"{share[place] / max(score, 1e-30):.0%}" for share in shares.values()))
+        for place, (item, score) in enumerate(zip(answer["items"], answer["scores"], strict=True))
+    ]
+    yield from align(header, rows, left=frozenset({0}))
+    yield f"version {answer['version']}, replica {answer['replica']}"
+    if answer["unknown"]:
+        yield f"not known to this version: {', '.join(map(str, answer['unknown']))}"
+    if answer["fallback"]:
+        yield str(answer["fallback"])
+
+
+def _number(word: str) -> ItemId:
+    try:
+        return int(word) if word == str(int(word)) else word
+    except ValueError:
+        return word
+
+
+def _call(connection: Connection, address: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    status, content = connection.call("POST", "/v1/recall", json.dumps(question).encode())
+    if status is None:
+        raise ConfigError(
+            f"nobody answers at {address}: start a run (headrace run) or a service (headrace serve), or say where it "
+            "listens with --address"
+        )
+    try:
+        answer: dict[str, Any] = json.loads(content)
+    except ValueError:
+        raise ConfigError(f"{address} is not a Headrace service: it says {content[:100]!r}") from None
+    if status != HTTPStatus.OK:
+        raise UnansweredError(f"{address} says {status}: {answer.get('error', content[:200])}")
+    return answer
