@@ -8,6 +8,7 @@ import typer
 from headrace import __version__, environment
 from headrace.commands.bench import bench
 from headrace.commands.keep import keep, quarantine
+from headrace.commands.service import service
 from headrace.commands.words import Words, errors_in_words, recipe_of, sorted_words
 from headrace.errors import ConfigError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(service)
 app.add_typer(keep)
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(bench, name="bench")

@@ -15,21 +15,29 @@ class UnansweredError(HeadraceError):
     """The service is there and did not answer the question."""
 
 
-def ask(address: str, words: Sequence[str], question: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to the session ``words``, with the further keys of ``question``.
+def ask(address: str, items: Sequence[str], user: str | None = None, **further: int | bool) -> dict[str, Any]:
+    """The answer to these items and this user, with further keys of ``POST /v1/recall``.
 
-    Words of digits are sent as integers; if the service knows none of those, all are sent as strings, since a log may
-    have either. ConfigError where nobody listens, UnansweredError with the service's own words where it refuses.
+    Words of digits are sent as integers first, and as strings where the service then knows none of the items, or
+    nothing of the user: a log may have either. ConfigError where nobody listens, UnansweredError with the service's own
+    words where it refuses.
     """
     connection = Connection(address)
     try:
-        answer = _call(connection, address, {"items": [_number(word) for word in words], **question})
-        if words and len(answer["unknown"]) == len(set(words)):
-            as_text = _call(connection, address, {"items": list(words), **question})
-            answer = as_text if len(as_text["unknown"]) < len(answer["unknown"]) else answer
+        first, second = ({"items": [read(word) for word in items], **further} for read in (_number, str))
+        if user is not None:
+            first["user_id"], second["user_id"] = _number(user), user
+        answer = _call(connection, address, first)
+        if first != second and _knows_nothing(answer, items):
+            again = _call(connection, address, second)
+            answer = answer if _knows_nothing(again, items) else again
     finally:
         connection.close()
     return answer
+
+
+def _knows_nothing(answer: Mapping[str, Any], items: Sequence[str]) -> bool:
+    return len(answer["unknown"]) == len(set(items)) and not answer.get("num_recent")
 
 
 def in_lines(answer: Mapping[str, Any]) -> Iterator[str]:
