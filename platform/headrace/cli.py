@@ -1,5 +1,6 @@
 """The command line: wiring only. ``--help`` imports neither torch nor ray; each command imports what it needs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,13 +71,17 @@ def run(words: Words = None) -> None:
     raise typer.Exit(code)
 
 
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a log (Parquet).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[a.b=c ...]", help="Overrides, such as columns.item_id=NAME.", show_default=False),
+]
+
+
 @app.command("try")
 def try_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a log (Parquet).", show_default=False)],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[a.b=c ...]", help="Overrides, such as columns.item_id=NAME.", show_default=False),
-    ] = None,
+    folder: Folder,
+    words: Overrides = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Write what was guessed as a recipe to this file.", show_default=False)
     ] = None,
@@ -87,12 +92,33 @@ def try_(
 ) -> None:
     """A first look at a log of your own, in about a minute: what it is, how well it can be predicted; needs no Ray."""
     with errors_in_words():
-        files, overrides = sorted_words(words)
-        if files:
-            raise ConfigError(f"try makes its own recipe; received {', '.join(files)}: only overrides a.b=c may follow")
+        overrides = _overrides("try", words)
         from headrace.onboard.first_look import Options, first_look
 
         first_look(Options(folder, recipe, names, name_column, overrides))
+
+
+@app.command()
+def init(
+    folder: Folder,
+    words: Overrides = None,
+    recipe: Annotated[Path, typer.Option(help="The file to write.")] = Path("my.toml"),
+) -> None:
+    """Write a recipe for a log of your own: columns and settings are guessed, and every line says why."""
+    with errors_in_words():
+        overrides = _overrides("init", words)
+        from headrace.onboard.first_look import Options, first_look
+
+        first_look(Options(folder, recipe, overrides=overrides, learn=False))
+
+
+def _overrides(command: str, words: Sequence[str] | None) -> list[str]:
+    files, overrides = sorted_words(words)
+    if files:
+        raise ConfigError(
+            f"{command} makes its own recipe; received {', '.join(files)}: only overrides a.b=c may follow"
+        )
+    return overrides
 
 
 def _serving(recipe: "Recipe") -> "Serving | None":

@@ -307,6 +307,18 @@ def test_a_whole_try_in_a_folder_of_odd_names(headrace, tmp_path):
     assert "is there already" in again.stderr
 
 
+def test_init_writes_the_recipe_and_learns_nothing(headrace, tmp_path):
+    out = tmp_path / "shop.toml"
+    result = headrace("init", _put(tmp_path / "shop", _shop()), "--recipe", out)
+    assert result.exit_code == 0, result.output
+    assert f"headrace run {out}" in result.stdout
+    assert "Progress" not in result.stdout
+    assert load_recipe([str(out)]).feed.replay is not None
+    again = headrace("init", tmp_path / "shop", "--recipe", out)
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+
 def test_mistakes_are_said_in_words(headrace, tmp_path):
     for words, message in [
         ((tmp_path / "nowhere",), "is not there"),

@@ -2,6 +2,7 @@
 
 It says what it guesses and why, trains on the first four fifths, then follows the last fifth in slices of event time,
 each scored before it is trained, and ends with a table, a few answers and the command to go on with.
+``headrace init`` is its beginning: guesses and recipe, nothing learned.
 """
 
 import logging
@@ -41,12 +42,14 @@ class Options:
     names: Path | None = None
     name_column: str | None = None
     overrides: Sequence[str] = ()
+    learn: bool = True
+    """Whether to go on after the recipe is written."""
     budget_s: float = plan.BUDGET_S
     """Of training."""
 
 
 def first_look(options: Options) -> None:
-    """Everything that ``headrace try`` prints; ConfigError and DataError say what is wrong with the log."""
+    """All that ``headrace try`` and ``init`` print; ConfigError and DataError say what is wrong with the log."""
     teller = _Teller()
     if options.recipe is not None and options.recipe.exists():
         raise ConfigError(f"{options.recipe} is there already: name another file for --recipe, or move it away")
@@ -72,6 +75,9 @@ def first_look(options: Options) -> None:
     if options.recipe is not None:
         text = draft.draft(guessed, found, planned.whole_effort, source, name)
         _write_recipe(teller, options.recipe, text, files, guessed, whole, source)
+    if not options.learn:
+        _tell_next(teller, options)
+        return
     _tell_plan(teller, looked, whole, planned, found)
     with tempfile.TemporaryDirectory(prefix="headrace-try-") as folder:
         log.write(looked, Path(folder) / "log", rows_per_file=10**9)
