@@ -193,6 +193,41 @@ class _Sessions:
         self.user_N, self.bought_N, self.spills_N = user_N, bought_N, spills_N
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The steps from item to item that a block's sessions take. Made by ``steps_of``, read by the oracle."""
+
+    shop: "_Shop"
+    from_Q: NDArray[np.int64]
+    """Positions among the items alive."""
+    to_Q: NDArray[np.int64]
+    spills_Q: NDArray[np.bool_]
+    """Whether the step lands with the next block."""
+
+    def probabilities(self, from_Q: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The chance of each step, ``(Q, I)``, from these positions; see ``_walks``."""
+        shop, row_Q = self.shop, np.arange(len(from_Q))
+        p_QI = np.tile((1.0 - _P_SUCCESSOR - _P_CLUSTER) * shop.shares(), (len(from_Q), 1))
+        same_QI = shop.cluster_I[None, :] == shop.cluster_I[from_Q][:, None]
+        within_QI = np.where(same_QI, shop.shares()[None, :], 0.0)
+        p_QI += _P_CLUSTER * within_QI / within_QI.sum(axis=1, keepdims=True)
+        for step in range(1, _SUCCESSORS + 1):
+            p_QI[row_Q, shop.successor(from_Q, np.full(len(from_Q), step))] += _P_SUCCESSOR / _SUCCESSORS
+        stays_Q = p_QI[row_Q, from_Q].copy()
+        p_QI[row_Q, from_Q] = 0.0  # who would stay goes one further
+        p_QI[row_Q, shop.successor(from_Q, np.ones(len(from_Q), dtype=np.int64))] += stays_Q
+        return np.asarray(p_QI)
+
+
+def steps_of(config: SyntheticConfig, seed: int, block: int) -> Steps:
+    """Every step within the sessions that begin in this block, in the order of ``_sessions``."""
+    sessions, shop = _sessions(config, seed, block), _Shop(config, seed, block)
+    order_I = np.argsort(shop.item_I)
+    at_N = order_I[np.searchsorted(shop.item_I[order_I], sessions.item_N)]
+    follows_N = np.flatnonzero(sessions.session_N[1:] == sessions.session_N[:-1]) + 1
+    return Steps(shop, at_N[follows_N - 1], at_N[follows_N], sessions.spills_N[follows_N])
+
+
 def _sessions(config: SyntheticConfig, seed: int, block: int) -> _Sessions:
     draw = generator(seed, "synthetic", block)
     length_S = _lengths(draw, config.events_per_shard)
@@ -274,6 +309,10 @@ class _Shop:
         age_I = elapsed - launch_I / _births(config)
         heat_I = -0.8 * np.log1p(-base_I) + 1.5 * wave_I + 1.5 * np.exp(-np.maximum(age_I, 0.0) / 30)
         self._cumulative_I = np.concatenate([[0.0], np.cumsum(np.exp(heat_I))])
+
+    def shares(self) -> NDArray[np.float64]:
+        """Each item's popularity among all items."""
+        return np.asarray(np.diff(self._cumulative_I) / self._cumulative_I[-1], dtype=np.float64)
 
     def anywhere(self, uniform_S: NDArray[np.float64]) -> NDArray[np.int64]:
         """A position by popularity among all items."""
