@@ -15,6 +15,7 @@ from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from headrace.config.recipe import Recipe
+    from headrace.tracking.console import Observer
     from headrace.train.driver import Serving
 
 
@@ -62,6 +63,7 @@ def run(words: Words = None) -> None:
         observer = Observer()
         recipe = recipe_of(words)
         observer.notice(f"headrace {__version__}: run {recipe.run.name} in {recipe.run.dir}")
+        _preflight(recipe, observer)
         began_s = monotonic_s()
         from headrace.train import driver
 
@@ -119,6 +121,17 @@ def _overrides(command: str, words: Sequence[str] | None) -> list[str]:
             f"{command} makes its own recipe; received {', '.join(files)}: only overrides a.b=c may follow"
         )
     return overrides
+
+
+def _preflight(recipe: "Recipe", observer: "Observer") -> None:
+    """Say what this machine lacks, before anything heavy starts; ConfigError where a run cannot work."""
+    from headrace.onboard.preflight import findings, look
+
+    found = list(findings(recipe, look(Path(recipe.run.dir))))
+    if stopping := [finding.words for finding in found if finding.stops]:
+        raise ConfigError("; ".join(stopping))
+    for finding in found:
+        observer.notice(f"note: {finding.words}")
 
 
 def _serving(recipe: "Recipe") -> "Serving | None":

@@ -33,7 +33,7 @@ _NICE_S += tuple(days * _DAY for days in (1, 2, 4, 7, 14, 28, 91, 182, 364, 3 * 
 def draft(guess: Guess, shape: Shape, effort: Effort, folder: Path, name: str) -> str:
     """The recipe's text; ``folder`` is the log that it replays."""
     parts = [
-        f"# Written by `headrace init` or `try`: guesses from the log in {folder}, each with its reason. Change what is wrong.",
+        f"# Guessed by `headrace init` or `try` from the log in {folder}; every line says why. Change what is wrong.",
         "# `headrace run THIS_FILE` replays that log in event time and serves while it learns.",
         "",
         "seed = 1                      # every draw comes from it: the same seed gives the same run",
