@@ -1,5 +1,6 @@
-"""Asking and looking: ``serve``, ``ask`` and ``status``, for whoever uses what a run has made."""
+"""Asking and looking: ``serve``, ``ask``, ``status`` and ``clean``, for whoever uses what a run has made."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,3 +58,28 @@ def status(words: Words = None, store: OfStore = None) -> None:
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             typer.echo(f"{name.ljust(width)}  {value}")
+
+
+@service.command()
+def clean(
+    runs: Annotated[Path, typer.Option(help="The folder that runs lie in.")] = Path("runs"),
+) -> None:
+    """Show what runs have left on this machine, and the command that removes each; it removes nothing itself."""
+    with errors_in_words():
+        from headrace.onboard.leftovers import leftovers
+        from headrace.tracking.console import align
+
+        found = list(leftovers(runs))
+        rows = [
+            (
+                left.kind,
+                "-" if left.size_bytes is None else f"{left.size_bytes / 2**20:.1f}",
+                "yes" if left.in_use else "no",
+                left.what,
+                left.remedy or "-",
+            )
+            for left in found
+        ]
+        lines = align(("kind", "MiB", "in use", "what", "to remove it"), rows, left=frozenset({0, 2, 3, 4}))
+        for line in lines if rows else [f"nothing is left: no runs in {runs}, no processes, no sessions of Ray"]:
+            typer.echo(line)
