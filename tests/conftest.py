@@ -21,7 +21,8 @@ _QUIET = {
     "COLUMNS": "120",
 }
 os.environ.update(_QUIET)  # before any test module imports ray or wandb; subprocesses inherit it
-os.environ.pop("RAY_ADDRESS", None)  # never join somebody's cluster
+for name in ("RAY_ADDRESS", "WANDB_API_KEY", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+    os.environ.pop(name, None)  # never join somebody's cluster, never write into somebody's account or folder
 
 
 @pytest.fixture(scope="session")

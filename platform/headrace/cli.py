@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.config.recipe import Recipe
     from headrace.tracking.console import Observer
     from headrace.train.driver import Serving
+    from headrace.train.follower import Tracker
 
 
 app = typer.Typer(
@@ -69,7 +70,7 @@ def run(words: Words = None) -> None:
 
         serving = _serving(recipe)
         observer.phase("libraries loaded", monotonic_s() - began_s)
-        code = driver.run(recipe, observer, serving)
+        code = driver.run(recipe, observer, serving, tracker=_tracker(recipe))
     raise typer.Exit(code)
 
 
@@ -141,6 +142,16 @@ def _serving(recipe: "Recipe") -> "Serving | None":
     from headrace.serving.app import Serving
 
     return Serving()
+
+
+def _tracker(recipe: "Recipe") -> "Tracker | None":
+    """What the driver mirrors the run with; None where the recipe wants no mirror."""
+    if not recipe.tracking.enabled:
+        return None
+    from headrace.serving.samples import sample_answers
+    from headrace.tracking.wandb_run import WandbRun
+
+    return WandbRun(sample_answers)
 
 
 if __name__ == "__main__":

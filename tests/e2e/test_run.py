@@ -34,6 +34,7 @@ WORDS = [
     "replay.max_bytes=1048576",
 ]
 """Everything on: whatever keeps state is part of the bit test."""
+UNTRACKED = ["tracking.enabled=false"]
 
 pytestmark = pytest.mark.ray
 
@@ -59,7 +60,7 @@ def undisturbed(disturbed: Run, tmp_path_factory: pytest.TempPathFactory) -> Run
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     for part in ("ledger", "epochs"):
         shutil.copytree(disturbed.dir / "store" / part, folder / "store" / part)
-    with Run(folder, [*WORDS, "serve.enabled=false"]) as run:
+    with Run(folder, [*WORDS, *UNTRACKED, "serve.enabled=false"]) as run:
         assert run.finish() == 0, run.output()[-3000:]
     return run
 
@@ -101,6 +102,15 @@ def test_nobody_waited_and_no_answer_mixed_versions(disturbed: Run) -> None:
     assert report["freshness_s"]["p50"] is not None
 
 
+def test_every_start_is_an_offline_run_of_wandb(disturbed: Run, undisturbed: Run) -> None:
+    mirrors = sorted((disturbed.dir / "wandb").glob("offline-run-*"))
+    assert len(mirrors) == 3
+    assert all(list(mirror.glob("run-*.wandb")) for mirror in mirrors)
+    assert json.loads((disturbed.dir / "report.json").read_text())["wandb_dir"] == str(mirrors[-1])
+    assert json.loads((undisturbed.dir / "report.json").read_text())["wandb_dir"] is None
+    assert not (undisturbed.dir / "wandb").exists()
+
+
 def test_the_rows_say_what_happened(disturbed: Run) -> None:
     output = disturbed.output()
     assert "Traceback" not in output
@@ -109,7 +119,7 @@ def test_the_rows_say_what_happened(disturbed: Run) -> None:
 
 
 def test_a_dead_worker_is_replaced_a_second_trainer_refused_and_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
-    folder, words = tmp_path / "run", [*WORDS, "run.max_increments=none"]
+    folder, words = tmp_path / "run", [*WORDS, *UNTRACKED, "run.max_increments=none"]
     with Run(folder, words) as run:
         run.until_commit(1)
         os.kill(training_workers(run)[0], signal.SIGKILL)

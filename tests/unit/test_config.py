@@ -33,6 +33,7 @@ def test_files_win_left_to_right_and_overrides_win_over_files(tmp_path):
         ("train.epoch=2", "train.epoch", "train.epochs"),
         ("trian.epochs=2", "trian", "train"),
         ("epochs=2", "epochs", "train.epochs"),
+        ("tracking.modus=offline", "tracking.modus", "tracking.mode"),
         ("feed.replay.slice=300", "feed.replay.slice", "feed.replay.slice_s"),
         ("methods=[{warmup_step=5}]", "methods.0.online.warmup_step", "methods.warmup_steps"),
         ("experts=[{kind='popular',half_life=5}]", "experts.0.popular.half_life", "experts.half_life_s"),
@@ -61,6 +62,8 @@ def test_every_mistake_is_named_at_once(tmp_path):
         ("columns.session_id=none", r"columns: columns\.session_id or columns\.user_id must name a column"),
         ('columns.target_kinds=["buy"]', r"columns\.target_kinds needs columns\.event"),
         ("experts=[{kind='popular',name='neural'}]", r"names of their own, other than neural"),
+        ("tracking.mode=on", r"tracking\.mode: Input should be 'auto', .*\(received 'on'\)"),
+        ("tracking.project=a/b", r"tracking\.project: .*\(received 'a/b'\)"),
         ("experts=[{half_life_s=5}]", r"^experts\.0: it names no kind \(received {'half_life_s': 5}\)"),
     ],
 )

@@ -56,6 +56,12 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
     assert json.loads((folder / "recipe.json").read_text())["model"]["width"] == 16
 
 
+def test_how_a_run_is_tracked_may_change_between_two_starts(tmp_path: Path) -> None:
+    driver._keep_recipe(tmp_path / "recipe.json", recipe("tracking.enabled=false"))
+    driver._keep_recipe(tmp_path / "recipe.json", recipe("tracking.project=another", "tracking.mode=offline"))
+    assert json.loads((tmp_path / "recipe.json").read_text())["tracking"]["project"] == "another"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

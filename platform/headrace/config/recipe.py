@@ -478,6 +478,16 @@ class ServeConfig(Section):
     """Requests a second that the run's own client sends all the while; 0: none."""
 
 
+class TrackingConfig(Section):
+    """Weights & Biases: a mirror of the run for people; nothing is read back from it."""
+
+    enabled: bool = True
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]+$")] = "headrace"
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """"auto": as the environment's WANDB_MODE says; without it "online" for a user who is logged in (``wandb login``),
+    else "offline": files in the folder wandb of ``run.dir``, for ``wandb sync``. "online" needs that login, too."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -500,6 +510,7 @@ class Recipe(Section):
     gate: GateConfig = GateConfig()
     store: StoreConfig = StoreConfig()
     serve: ServeConfig = ServeConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _distinct_experts(self) -> "Recipe":

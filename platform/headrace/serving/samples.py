@@ -10,7 +10,7 @@ _TOP = 5
 
 
 def sample_answers(recipe: Recipe) -> list[tuple[str, str]]:
-    """Sessions such as the run's own client asks with, the same ones for one version; ConfigError where there is none."""
+    """Sessions such as the run's own client asks with, and answers; ConfigError where no version is published."""
     store = Store(recipe.store_uri)
     recall, sessions = LocalRecall(store), StoreSessions(store, recipe.seed)
     asked = [sessions(number) for number in range(_SAMPLES)]

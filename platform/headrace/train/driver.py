@@ -33,7 +33,7 @@ from headrace.store.store import Store
 from headrace.tracking.console import Observer
 from headrace.tracking.report import Requests
 from headrace.train.feeder import Feeder, LandingLog
-from headrace.train.follower import Follower
+from headrace.train.follower import Follower, Tracker
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
@@ -63,7 +63,13 @@ class Serving(Protocol):
         ...
 
 
-def run(recipe: Recipe, observer: Observer, serving: Serving | None, source: ShardSource | None = None) -> int:
+def run(
+    recipe: Recipe,
+    observer: Observer,
+    serving: Serving | None,
+    source: ShardSource | None = None,
+    tracker: Tracker | None = None,
+) -> int:
     """Train until the stream ends or a signal comes; the exit code. HeadraceError when the run cannot go on.
 
     ``source`` lands shards in the run's own folder, in place of what the recipe names.
@@ -80,7 +86,7 @@ def run(recipe: Recipe, observer: Observer, serving: Serving | None, source: Sha
     with StoreLock(store), ExitStack() as stack:
         _keep_recipe(run_dir / "recipe.json", recipe)
         _log_to_file(run_dir / "run.log", stack)
-        _Run(recipe, run_dir, store, observer, serving, landing, source).go(stack)
+        _Run(recipe, run_dir, store, observer, serving, landing, source, tracker).go(stack)
     return 0
 
 
@@ -96,6 +102,7 @@ class _Run:
         serving: Serving | None,
         landing: Landing,
         source: ShardSource | None,
+        tracker: Tracker | None,
     ) -> None:
         self._recipe = recipe
         self._run_dir = run_dir
@@ -104,12 +111,15 @@ class _Run:
         self._serving = serving
         self._landing = landing
         self._source = source
+        self._tracker = tracker
         self._landings = LandingLog(run_dir / "landings.jsonl")
         self._feeder: Feeder | None = None
         self._stopping = threading.Event()
 
     def go(self, stack: ExitStack) -> None:
         """Everything, in order of start; the stack undoes it backwards."""
+        if self._tracker is not None:  # it opens while Ray starts
+            self._tracker.start(self._recipe, self._run_dir)
         began_s = monotonic_s()
         _start_ray(self._recipe, stack)
         stack.enter_context(_signals(self._ask_to_stop))  # after Ray, which takes SIGTERM for itself
@@ -121,9 +131,11 @@ class _Run:
             self._landings,
             self._serving.requests if self._serving else None,
             self._backlog,
+            self._tracker,
         )
         follower.start()
         with ExitStack() as served:  # whatever happens, replicas end first and the last report is written
+            served.push(self._end_tracking)
             served.callback(follower.close)
             if self._serving is not None:
                 served.callback(self._serving.stop)
@@ -208,6 +220,10 @@ class _Run:
             if (error := feeder.error or follower.error) is not None:
                 return error
         return _cause(fit.error)
+
+    def _end_tracking(self, error: object, *_: object) -> None:
+        if self._tracker is not None:
+            self._tracker.close(self._run_dir / "report.json", failed=error is not None)
 
     def _ask_to_stop(self) -> None:
         if self._stopping.is_set():

@@ -8,12 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from headrace.clock import monotonic_s
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary, summary_of
+from headrace.config.recipe import Recipe
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
 from headrace.tracking.report import (
@@ -33,6 +35,27 @@ _RECENT = 64  # versions of each replica that are looked at for a row's freshnes
 _GAP_S = 5.0  # without a commit, until it is looked whether some have come and gone
 
 
+class Tracker(Protocol):
+    """Mirrors a run somewhere else. Handed in by the command line; never raises and never makes anybody wait."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it keeps this start's mirror on this machine; None where there is none, or none yet."""
+        ...
+
+    def start(self, recipe: Recipe, run_dir: Path) -> None:
+        """The run begins; ``recipe`` is the resolved one."""
+        ...
+
+    def increment(self, commit: Summary, freshness_s: float | None) -> None:
+        """An increment of this start has been committed."""
+        ...
+
+    def close(self, report: Path, failed: bool) -> None:
+        """The run has ended and its report is written; this alone may wait."""
+        ...
+
+
 class Follower:
     """Follows one store for the whole run, across restarts of training."""
 
@@ -44,6 +67,7 @@ class Follower:
         landings: LandingLog,
         requests: Callable[[int | None], Requests] | None,
         backlog: Callable[[], int],
+        tracker: Tracker | None = None,
     ) -> None:
         self._chain = Chain(store)
         self._report = report
@@ -52,6 +76,7 @@ class Follower:
         self._is_asked = requests is not None
         self._requests: Callable[[int | None], Requests] = requests or (lambda _: Requests())
         self._backlog = backlog
+        self._tracker = tracker
         self.increments = Increments(self._chain.summaries())
         self._waiting: deque[Summary] = deque()
         self._epoch = 0
@@ -135,6 +160,8 @@ class Follower:
             if not (known or everything or len(self._waiting) > _MOST_WAITING):
                 return
             self._waiting.popleft()
+            if self._tracker is not None:
+                self._tracker.increment(commit, freshness_s)
             self._observer.increment(self._row(commit, freshness_s, requests.failed))
 
     def _freshness(self, commit: Summary, requests: Requests) -> float | None:
