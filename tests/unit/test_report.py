@@ -106,8 +106,38 @@ def test_quantiles_are_weighted_by_event_and_unserved_events_are_null_at_the_end
         "events": 105,
         "events_not_served": 5,
         "events_rejected": 0,
+        "per_increment": [None, 1.0, None, 4.0],
     }
     assert report_of(COMMITS, requests, landings, now_s=25.0)["freshness_s"]["p99"] == 10.0
+
+
+def test_each_cut_has_the_median_of_its_landings_by_event():
+    commits = [_commit(0, 1), _commit(1, 2), _commit(2, None, "reject"), _commit(3, 3), _commit(4, 4)]
+    landings = [
+        Landing("warm-up", 0, 9000, 0.0),
+        Landing("old", 1, 10, 3.0),  # 8 s
+        Landing("young", 1, 30, 10.0),  # 1 s
+        Landing("middle", 1, 30, 7.0),  # 4 s: 30 of 70 events are fresh after 1 s, 60 after 4 s
+        Landing("poison", 2, 100, 11.0),
+        Landing("none", 3, 0, 1.0),
+        Landing("half", 3, 5, 12.0),  # 2 s: half of the cut's events, and half is enough
+        Landing("other half", 3, 5, 11.0),
+        Landing("not served", 4, 5, 11.0),
+        Landing("waiting", None, 5, 11.0),
+    ]
+    requests = [Request(11.0, 2), Request(14.0, 3)]
+    assert report_of(commits, requests, landings)["freshness_s"]["per_increment"] == [None, 4.0, None, 2.0, None]
+    now = report_of(commits, requests, landings, now_s=20.0)
+    assert now["freshness_s"]["per_increment"] == [None, 4.0, None, 2.0, None], "what waits has none yet"
+
+
+def test_what_was_decided_on_each_commit():
+    increments = Increments(map(summary_of, [_commit(0, 1), _commit(1, None, "hold"), _commit(2, 2)]))
+    assert [tuple(outcome) for outcome in increments.outcomes()] == [
+        (0, 1, "publish", ""),
+        (1, None, "hold", ""),
+        (2, 2, "publish", ""),
+    ]
 
 
 def test_rejected_rows_are_never_served_and_counted_apart():

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.commit.summary import KEPT_FIGURES, Summary
+
+if TYPE_CHECKING:
+    from headrace.commit.manifest import Verdict
 
 _LEAVING_S = 5.0  # a replica that was silent for so long, while others answered, has left
 
@@ -68,6 +71,16 @@ class Answer(Protocol):
         ...
 
 
+class Outcome(NamedTuple):
+    """What was decided on one increment. Made by ``Increments.outcomes``, read by the page."""
+
+    cut: int
+    version: int | None
+    """Published by this increment; None where it was not."""
+    verdict: "Verdict"
+    reason: str
+
+
 class Increments:
     """All commits so far, a few numbers of each, so that a run may go on for ever: some 300 bytes a commit."""
 
@@ -80,6 +93,9 @@ class Increments:
         self.verdicts = Counter(publish=0, hold=0, reject=0)
         self.rejected: set[int] = set()
         """Cuts."""
+        self._decided: list[tuple[Verdict, str]] = []
+        """Verdict and reason of each commit; most are the same one."""
+        self._decisions: dict[tuple[Verdict, str], tuple[Verdict, str]] = {}
         self._first: Summary | None = None
         self._later_events = 0
         self._later_train_s = 0.0
@@ -96,6 +112,8 @@ class Increments:
             self.cut_of[commit.version] = commit.cut
         if commit.verdict == "reject":
             self.rejected.add(commit.cut)
+        decision = (commit.verdict, commit.reason)
+        self._decided.append(self._decisions.setdefault(decision, decision))
         if commit.cut != 0:
             self._later_events += commit.events
             self._later_train_s += float(commit.seconds.get("train", 0.0))
@@ -125,6 +143,14 @@ class Increments:
         """Each expert's weight after each commit."""
         names = sorted(name[1] for name in self._series if name[0] == "weights")
         return {name: self.series("weights", name) for name in names}
+
+    def outcomes(self) -> list[Outcome]:
+        """What was decided on each commit."""
+        version_of = {cut: version for version, cut in self.cut_of.items()}
+        return [
+            Outcome(cut, version_of.get(cut), verdict, reason)
+            for cut, (verdict, reason) in zip(self.cuts, self._decided, strict=True)
+        ]
 
     @property
     def train_events_per_s(self) -> float | None:
@@ -227,9 +253,14 @@ def build_report(
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Replace the report at ``path``; readers see the old one or the new one, whole."""
+    replace_whole(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
+
+
+def replace_whole(path: Path, text: str) -> None:
+    """Replace the file at ``path``; readers see the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -261,6 +292,23 @@ def weighted_quantile(value_L: NDArray[np.float64], weight_L: NDArray[np.float64
     order_L = np.argsort(value_L, kind="stable")
     reached_L = np.cumsum(weight_L[order_L]) >= q * total * (1 - 1e-12)
     return float(value_L[order_L][int(np.argmax(reached_L))])
+
+
+def median_by_cut(cuts: Sequence[int], landings: Sequence[Landing], value_L: NDArray[np.float64]) -> list[float | None]:
+    """Of each cut, the median of its landings' values, weighted by event; None where it is infinite or has no events.
+
+    One sort for all cuts, since a long run has many.
+    """
+    known = [(landing.cut, landing.rows, value) for landing, value in zip(landings, value_L, strict=True)]
+    taken = np.array([row for row in known if row[0] is not None], dtype=np.float64).reshape(-1, 3)
+    cut_L, rows_L, taken_L = taken[np.lexsort((taken[:, 2], taken[:, 0]))].T
+    reached_L = np.append(0.0, np.cumsum(rows_L))
+    first_C, end_C = (np.searchsorted(cut_L, np.asarray(cuts, dtype=np.float64), side) for side in ("left", "right"))
+    before_C, after_C = reached_L[first_C], reached_L[end_C]
+    median_C = np.searchsorted(reached_L[1:], (before_C + after_C) / 2)  # the first landing that reaches one half
+    return [
+        _finite(float(taken_L[at])) if rows > 0 else None for at, rows in zip(median_C, after_C - before_C, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -297,12 +345,13 @@ def _replicas(requests: Requests, cut_of: Mapping[int, int]) -> list[_Replica]:
 
 def _freshness(
     increments: Increments, requests: Requests, landings: Sequence[Landing], now_s: float | None
-) -> dict[str, float | int | None]:
+) -> dict[str, Any]:
     rejected = increments.rejected
     counted = [landing for landing in landings if landing.cut != 0 and landing.cut not in rejected]
     fresh_L = freshness_of(increments.cut_of, requests, counted)
     rows_L = np.array([landing.rows for landing in counted], dtype=np.float64)
     waits_L = np.isinf(fresh_L)
+    per_increment = median_by_cut(increments.cuts, counted, fresh_L)
     if now_s is not None:
         age_L = now_s - np.array([landing.landed_monotonic_s for landing in counted])
         fresh_L = np.where(waits_L, age_L, fresh_L)
@@ -314,6 +363,7 @@ def _freshness(
         "events": int(rows_L.sum()),
         "events_not_served": int(rows_L[waits_L].sum()),
         "events_rejected": sum(landing.rows for landing in landings if landing.cut in rejected),
+        "per_increment": per_increment,
     }
 
 

@@ -1,4 +1,4 @@
-"""The driver's third thread: follows the commits, prints a row for each, and keeps ``report.json`` up to date.
+"""The driver's third thread: follows the commits, prints a row for each, and keeps the report and its page up to date.
 
 A row waits for its freshness, which is known once a client has met an answer from every replica; it does not wait for
 longer than the commit after the next.
@@ -12,12 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from headrace.clock import monotonic_s
+from headrace.clock import monotonic_s, wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import Recipe
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
+from headrace.tracking.page import build_page, write_page
 from headrace.tracking.report import (
     Increments,
     Requests,
@@ -104,7 +105,7 @@ class Follower:
         self._thread.join()
         self._read_new()
         self._print(everything=True)
-        write_report(self._report, build_report(self.increments, self._requests(None), self._landings.records()))
+        self._report_now(now_s=None)
 
     def _follow(self) -> None:
         try:
@@ -200,7 +201,14 @@ class Follower:
         began_s = monotonic_s()
         if began_s < self._next_report_s:
             return
-        landings = self._landings.records()
-        write_report(self._report, build_report(self.increments, self._requests(None), landings, now_s=began_s))
+        self._report_now(began_s)
         self._report_due = False
         self._next_report_s = began_s + (monotonic_s() - began_s) / _REPORT_SHARE
+
+    def _report_now(self, now_s: float | None) -> None:
+        """The report and its page; without ``now_s`` the run has ended."""
+        report = build_report(self.increments, self._requests(None), self._landings.records(), now_s)
+        write_report(self._report, report)
+        title, outcomes = self._report.absolute().parent.name, self.increments.outcomes()
+        page = build_page(report, title, outcomes, as_of_ms=wall_ms(), is_running=now_s is not None)
+        write_page(self._report.with_suffix(".html"), page)

@@ -1,0 +1,210 @@
+"""``report.html``: the report as a page to look at, in one file that needs neither a network nor a library.
+
+A pure function of the report and of what was decided on each increment. Every figure is defined in docs/metrics.md.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.tracking.charts import Line, lines_chart, outcomes_chart, spread_chart, stack_chart
+from headrace.tracking.page_style import NUM_EXPERT_COLOURS, STYLE
+from headrace.tracking.report import Outcome, replace_whole
+from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
+
+_ROLLED_BACK = "rolled back"  # how the reason of a published roll back begins
+_LANES = ("publish", "rolled back", "hold", "reject")
+_REFRESH_S = 15
+_MOST_TOLD = 20  # outcomes other than a publication, in words
+_GOOD, _BAD, _NONE = "✓", "✗", "—"
+
+
+def build_page(
+    report: Mapping[str, Any], title: str, outcomes: Sequence[Outcome], *, as_of_ms: int, is_running: bool
+) -> str:
+    """The whole page. ``as_of_ms`` is the wall clock; the page of a run that goes on loads itself anew."""
+    cuts: Sequence[int] = report.get("cuts", ())
+    colour = _colours(report)
+    body = [
+        _head(report, title, as_of_ms, is_running),
+        f'<div class="tiles">{"".join(_tiles(report))}</div>',
+        _recall(cuts, report, colour),
+        _weights(cuts, report, colour),
+        _freshness(cuts, report),
+        _outcomes(cuts, outcomes),
+        _counters(report),
+    ]
+    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}"/>' if is_running else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"/>{refresh}'
+        f"<title>{escape(title)} - Headrace</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Replace the page at ``path``; a browser sees the old one or the new one, whole."""
+    replace_whole(path, page)
+
+
+def _head(report: Mapping[str, Any], title: str, as_of_ms: int, is_running: bool) -> str:
+    at = datetime.fromtimestamp(as_of_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    state = "running, as of" if is_running else "ended"
+    increments = f"{report.get('increments', 0):,} increments, {report.get('events', 0):,} events"
+    return (
+        f"<h1>{escape(title)}</h1>\n<p>{state} {at} · {increments} in {_duration(report.get('wall_s'))} · "
+        "what every figure means: docs/metrics.md</p>"
+    )
+
+
+def _tiles(report: Mapping[str, Any]) -> Iterator[str]:
+    requests, fresh = report.get("requests", {}), report.get("freshness_s", {})
+    total, recomputed = requests.get("total", 0), requests.get("recomputed", 0)
+    yield _tile(f"{total:,}", "requests", "answered or not" if total else "nobody asked")
+    for key, words, out_of in (
+        ("failed", "failed requests", total),
+        ("slow", "slower than a second", total),
+        ("mixed_version", f"of mixed versions, of {recomputed:,} recomputed", recomputed),
+    ):
+        count = requests.get(key, 0)
+        state = ("bad" if count else "good") if out_of else ""
+        mark = {"bad": _BAD + " ", "good": _GOOD + " "}.get(state, "")
+        yield _tile(f"{mark}{count:,}", words, _share(count, out_of), state)
+    yield _tile(_duration(fresh.get("p50")), "fresh, median", "from landing to every replica")
+    waiting = fresh.get("events_not_served", 0)
+    told = (
+        f"{waiting:,} of {fresh.get('events', 0):,} events not served" if waiting else "from landing to every replica"
+    )
+    yield _tile(_duration(fresh.get("p99")), "fresh, 99th percentile", told)
+    rate = report.get("train_events_per_s")
+    yield _tile(_NONE if rate is None else f"{rate:,.0f}", "events/s in training", "warm-up left out")
+    recall = report.get("recall_at_20", {})
+    gain = mean_difference(floats(recall.get("live", ())), floats(recall.get("frozen", ()))) if recall else None
+    value = _NONE if gain is None else f"{100 * gain[0]:+.2f}"
+    noise = "too few increments" if gain is None else f"± {100 * gain[1]:.2f}, mean of increments"
+    yield _tile(value, "points of recall@20, live over frozen", noise)
+
+
+def _tile(value: str, words: str, note: str, state: str = "") -> str:
+    return (
+        f'<div class="tile {state}"><b>{escape(value)}</b>{escape(words)}'
+        + (f"<br/><span>{escape(note)}</span>" if note else "")
+        + "</div>"
+    )
+
+
+def _recall(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str, str]) -> str:
+    recall, window = report.get("recall_at_20", {}), window_of(len(cuts))
+    named = [("live", "live"), ("frozen", "frozen"), ("oracle", "oracle")]
+    series = [(name, css, recall[name]) for name, css in named if name in recall]
+    series += [(name, colour[name], values) for name, values in recall.get("experts", {}).items()]
+    lines = [Line(name, css, running_mean(100 * floats(values), window)) for name, css, values in series]
+    note = (
+        f"In %, each cut scored before anything learned from it. Running mean of {window} increments; the band is its "
+        "95 % (1.96 standard errors, as of independent increments). Beside the names: the newest."
+    )
+    legend = _legend((line.name, line.css, _newest(line)) for line in lines)
+    return _section("Recall@20", note, legend, lines_chart(cuts, lines, "%"))
+
+
+def _weights(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str, str]) -> str:
+    layers = {name: floats(values) for name, values in report.get("blend_weights", {}).items()}
+    chart = stack_chart(cuts, layers, colour)
+    note = "Each expert's weight in what is served, after each increment. Beside the names: the newest."
+    legend = _legend((name, colour[name], _share_of(weight_C)) for name, weight_C in layers.items())
+    return _section("Weights of the blend", note, legend, chart)
+
+
+def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
+    fresh = report.get("freshness_s", {})
+    chart = spread_chart(cuts, floats(fresh.get("per_increment", ())), "live", "s")
+    note = (
+        "Seconds from a shard's landing to answers with it from every replica, median of each cut's events. "
+        f"Over all events: median {_duration(fresh.get('p50'))}, 99th percentile {_duration(fresh.get('p99'))}."
+    )
+    return _section("Freshness", note, "", chart)
+
+
+def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
+    lanes: dict[str, list[Outcome]] = {lane: [] for lane in _LANES}
+    for outcome in outcomes:
+        went_back = outcome.verdict == "publish" and outcome.reason.startswith(_ROLLED_BACK)
+        lanes["rolled back" if went_back else outcome.verdict].append(outcome)
+    told = sorted((one for lane in _LANES[1:] for one in lanes[lane]), key=lambda one: one.cut)[-_MOST_TOLD:]
+    rows = [(f"{one.cut}", "" if one.version is None else f"{one.version}", one.verdict, one.reason) for one in told]
+    table = _table(("increment", "version", "verdict", "reason"), rows, numbers=(0, 1)) if rows else ""
+    note = "What was decided on each increment; point at a tick for the reason."
+    return _section("Versions and verdicts", note, "", outcomes_chart(cuts, outcomes, lanes) + table)
+
+
+def _counters(report: Mapping[str, Any]) -> str:
+    counters: Mapping[str, int] = report.get("counters", {})
+    came_in = counters.get("events_in", 0)
+    terms = {name: count for name, count in counters.items() if name != "events_in"}
+    rows = [(name, f"{count:,}", _share(count, came_in)) for name, count in terms.items()]
+    if "events_in" in counters:
+        rows.insert(0, ("events_in", f"{came_in:,}", ""))
+    adds_up = sum(terms.values()) == came_in
+    word = f"{_GOOD} The terms add up to events_in." if adds_up else f"{_BAD} The terms do not add up to events_in."
+    state = "good-word" if adds_up else "bad-word"
+    table = _table(("rows", "", "share"), rows, numbers=(1, 2)) + f'<p class="{state}">{word}</p>' if rows else ""
+    return _section("Where every row went", "As of the newest commit.", "", table)
+
+
+def _section(heading: str, note: str, legend: str, content: str) -> str:
+    shown = legend + content if content else "<p>Nothing yet.</p>"
+    return f"<section><h2>{escape(heading)}</h2><p>{escape(note)}</p>{shown}</section>"
+
+
+def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Names, classes, and newest values."""
+    items = [f'<li><i class="{css}"></i>{escape(name)} <b>{escape(value)}</b></li>' for name, css, value in entries]
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+
+
+def _newest(line: Line) -> str:
+    known = np.flatnonzero(np.isfinite(line.curve.mean_C))
+    if not len(known):
+        return _NONE
+    mean, half = line.curve.mean_C[known[-1]], line.curve.half_C[known[-1]]
+    return f"{mean:.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}")
+
+
+def _share_of(weight_C: Floats) -> str:
+    known = weight_C[np.isfinite(weight_C)]
+    return f"{known[-1]:.0%}" if len(known) else _NONE
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="num"' if column in numbers else "" for column in range(len(cells))]
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table><thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _colours(report: Mapping[str, Any]) -> dict[str, str]:
+    """The same class for an expert in every chart, whichever of them it appears in."""
+    named = {*report.get("recall_at_20", {}).get("experts", {}), *report.get("blend_weights", {})}
+    experts = sorted(named - {"uniform"})
+    colour = {name: f"e{at % NUM_EXPERT_COLOURS}" for at, name in enumerate(experts)}
+    return {**colour, "uniform": "uniform"}
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count / total:.2%}" if total else ""
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None or not np.isfinite(seconds):
+        return _NONE
+    if seconds < 120:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
