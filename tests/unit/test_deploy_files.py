@@ -62,3 +62,93 @@ def test_an_increment_may_end_before_a_job_is_killed(start_commands):
     assert len(starts) == 2
     assert all("RAY_JOB_STOP_WAIT_TIME_S=300" in command for command in starts)
     assert all("RAY_SERVE_ENABLE_HA_PROXY=1" in command for command in starts)
+
+
+def _read(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def _clusters():
+    job, service = _read("docs/deploy/rayjob.yaml"), _read("docs/deploy/rayservice.yaml")
+    return [job["spec"]["rayClusterSpec"], service["spec"]["rayClusterConfig"]]
+
+
+def _serve_configs():
+    service = yaml.safe_load(_read("docs/deploy/rayservice.yaml")["spec"]["serveConfigV2"])
+    return {
+        "serve/config.yaml": _read("serve/config.yaml"),
+        "docs/deploy/serve.yaml": _read("docs/deploy/serve.yaml"),
+    } | {"docs/deploy/rayservice.yaml": service}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rayjob", "RayJob"), ("rayservice", "RayService")])
+def test_a_manifest_is_of_its_kind(name, kind):
+    manifest = _read(f"docs/deploy/{name}.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+
+
+@pytest.mark.parametrize("cluster", _clusters(), ids=["rayjob", "rayservice"])
+def test_a_cluster_has_what_the_operator_requires(cluster):
+    # the required fields of KubeRay's own schema, by hand: it comes with no Python package
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        [container] = group["template"]["spec"]["containers"]
+        assert container["name"]
+        assert container["image"]
+        mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+        assert mounted == {volume["name"] for volume in group["template"]["spec"].get("volumes", ())}
+    for group in cluster["workerGroupSpecs"]:
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["labels"]["headrace.io/role"] == group["groupName"]
+    assert len({group["template"]["spec"]["containers"][0]["image"] for group in groups}) == 1
+
+
+@pytest.mark.parametrize("cluster", _clusters(), ids=["rayjob", "rayservice"])
+def test_a_cluster_on_kubernetes_keeps_what_cluster_yaml_promises(cluster):
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_every_file_means_one_image(cluster):
+    image = cluster["docker"]["image"]
+    assert image in (ROOT / "docs/deploy/Dockerfile").read_text()
+    assert all(c["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] == image for c in _clusters())
+
+
+def test_the_image_has_the_ray_that_is_pinned():
+    [base] = [line for line in (ROOT / "docs/deploy/Dockerfile").read_text().splitlines() if line.startswith("FROM")]
+    version = base.partition(":")[2].partition("-")[0]
+    assert f"ray=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_a_job_runs_an_entry_point_with_a_recipe_that_loads():
+    from headrace.config.load import load_recipe
+
+    python, script, recipe, *overrides = _read("docs/deploy/rayjob.yaml")["spec"]["entrypoint"].split()
+    assert (python, recipe.startswith("/srv/headrace/")) == ("python", True)
+    assert (ROOT / script.removeprefix("/home/ray/headrace/")).is_file()  # where the Dockerfile puts it
+    loaded = load_recipe([], overrides)
+    assert loaded.run.use_gpu
+    assert not loaded.serve.enabled
+
+
+def test_serve_configs_are_ones_that_serve_knows():
+    from ray.serve.schema import ServeDeploySchema
+
+    from headrace.config.recipe import ServeConfig
+
+    for config in _serve_configs().values():
+        [application] = ServeDeploySchema.model_validate(config).applications
+        assert application.import_path == "serve.app:app"
+        assert application.args["store"].startswith("/")
+        ServeConfig.model_validate(application.args["serve"])
+
+
+def test_serve_is_open_to_the_network_only_where_haproxy_needs_it():
+    hosts = {name: config["http_options"]["host"] for name, config in _serve_configs().items()}
+    assert hosts.pop("serve/config.yaml") == "127.0.0.1"
+    assert set(hosts.values()) == {"0.0.0.0"}
+    configs = _serve_configs()
+    assert configs["docs/deploy/serve.yaml"] == configs["docs/deploy/rayservice.yaml"]
