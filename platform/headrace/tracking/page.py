@@ -158,7 +158,7 @@ def _counters(report: Mapping[str, Any]) -> str:
 
 
 def _section(heading: str, note: str, legend: str, content: str) -> str:
-    shown = legend + content if content else "<p>Nothing yet.</p>"
+    shown = f'{legend}<div class="chart">{content}</div>' if content else "<p>Nothing yet.</p>"
     return f"<section><h2>{escape(heading)}</h2><p>{escape(note)}</p>{shown}</section>"
 
 

@@ -33,7 +33,8 @@ section { background: var(--card); border: 1px solid var(--grid); border-radius:
   font-size: 14px; overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 13px; height: 13px; border-radius: 3px; margin-right: 6px;
   background: currentColor; vertical-align: -1px; }
-svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; }
+.chart { overflow-x: auto; }
+svg { display: block; width: 100%; min-width: 700px; height: auto; font: 13px system-ui, sans-serif; }
 svg text { fill: var(--soft); } svg text.lane { fill: var(--ink); }
 .grid { stroke: var(--grid); }
 .line { fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linejoin: round; stroke-linecap: round; }
@@ -50,7 +51,7 @@ svg text { fill: var(--soft); } svg text.lane { fill: var(--ink); }
 .tick.rolled-back { fill: var(--e2); } .tick:hover { fill: var(--ink); }
 table { margin-top: 10px; border-collapse: collapse; font-size: 15px; }
 td, th { text-align: left; padding: 4px 26px 4px 0; border-bottom: 1px solid var(--grid); font-weight: 400;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 thead th { color: var(--soft); font-size: 13.5px; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
 .good-word { color: var(--good); } .bad-word { color: var(--bad); }
