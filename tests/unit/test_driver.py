@@ -1,15 +1,17 @@
 """What the driver's process does without Ray: it refuses early and in words, and keeps count of what has landed."""
 
+import io
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loop_kit import events, recipe
+from loop_kit import Stream, events, recipe
 
+from headrace.commit.summary import Summary
 from headrace.config.load import dump_recipe
-from headrace.config.recipe import ColumnsConfig, ReplayConfig
+from headrace.config.recipe import ColumnsConfig, Recipe, ReplayConfig
 from headrace.errors import ConfigError, DataError
 from headrace.feed.entries import encode
 from headrace.feed.landing import Landing
@@ -20,6 +22,7 @@ from headrace.store.store import Store
 from headrace.tracking.console import Observer
 from headrace.train import driver
 from headrace.train.feeder import Feeder, LandingLog
+from headrace.train.follower import Follower
 
 
 def test_a_shard_counts_whether_its_landing_or_its_cut_is_told_first(tmp_path: Path) -> None:
@@ -54,6 +57,38 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"other settings \(seed, model\.width\)"):
         driver.run(other, Observer(), None)
     assert json.loads((folder / "recipe.json").read_text())["model"]["width"] == 16
+
+
+class Mirror:
+    """A tracker that only takes notes."""
+
+    folder = Path("/mirror")
+
+    def __init__(self) -> None:
+        self.cuts: list[int] = []
+
+    def start(self, recipe: Recipe, run_dir: Path) -> None: ...
+
+    def increment(self, commit: Summary, freshness_s: float | None) -> None:
+        self.cuts.append(commit.cut)
+
+    def close(self, report: Path, failed: bool) -> None: ...
+
+
+def test_a_tracker_is_told_what_this_start_commits_and_the_report_names_its_folder(tmp_path: Path) -> None:
+    stream = Stream(tmp_path, recipe())
+    for shard in range(4):
+        stream.land(events(60, seed=shard, start_ms=shard * 3_600_000))
+    stream.advance(until=1)
+    mirror, report = Mirror(), tmp_path / "report.json"
+    log = LandingLog(tmp_path / "landings.jsonl")
+    follower = Follower(stream.store, report, Observer(io.StringIO()), log, None, lambda: 0, mirror)
+    stream.advance()
+    follower.follow_epoch(take_epoch(stream.store).number)
+    follower.start()
+    follower.close()
+    assert mirror.cuts == [2, 3]
+    assert json.loads(report.read_text())["wandb_dir"] == "/mirror"
 
 
 def test_how_a_run_is_tracked_may_change_between_two_starts(tmp_path: Path) -> None:

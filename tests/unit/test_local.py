@@ -10,8 +10,10 @@ from serving_kit import publish_version
 import headrace
 from headrace.bundles.bundle import load_bundle
 from headrace.bundles.publish import read_bundle
+from headrace.config.recipe import Recipe, StoreConfig
 from headrace.errors import ConfigError, StoreError
 from headrace.serving.request import RequestError, parse
+from headrace.serving.samples import sample_answers
 from headrace.serving.service import answer
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
@@ -67,3 +69,13 @@ def test_mistakes_are_told_in_words(store: Store, tmp_path: Path) -> None:
         headrace.load(store.uri, version=9)
     with pytest.raises(ConfigError, match="nothing is published"):
         headrace.load(tmp_path / "empty")
+
+
+def test_samples_are_sessions_and_their_answers_in_words(store: Store) -> None:
+    samples = sample_answers(Recipe(store=StoreConfig(uri=store.uri)))
+    assert len(samples) == 10
+    assert samples == sample_answers(Recipe(store=StoreConfig(uri=store.uri)))
+    for session, answers in samples:
+        assert {int(word) for word in session.split(", ")} <= set(IDS)
+        assert len(answers.split(", ")) == 5
+        assert int(answers.split(" ")[0]) in IDS

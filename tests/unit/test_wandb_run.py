@@ -71,8 +71,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_starts_are_two_runs_in_one_group_within_the_runs_folder(run_dir: Path) -> None:
-    runs = [_of(_read(run_dir / f"start-{start}"), "run")[0] for start in range(2)]
+@pytest.fixture(scope="module")
+def starts(run_dir: Path) -> list[list[dict]]:
+    """Every record of both."""
+    return [_read(run_dir / f"start-{start}") for start in range(2)]
+
+
+def test_two_starts_are_two_runs_in_one_group_within_the_runs_folder(run_dir: Path, starts: list[list[dict]]) -> None:
+    runs = [_of(records, "run")[0] for records in starts]
     assert len({run["run_id"] for run in runs}) == 2
     assert {run["run_group"] for run in runs} == {(run_dir / "wandb_group.txt").read_text().strip()}
     assert {(run["project"], run["display_name"]) for run in runs} == {("headrace", "a shop/1")}
@@ -81,9 +87,10 @@ def test_two_starts_are_two_runs_in_one_group_within_the_runs_folder(run_dir: Pa
     assert runs[0]["config"]["update"]["feed"]["max_events"] == 50000
 
 
-def test_metrics_stand_against_increments_and_begin_where_the_start_does(run_dir: Path) -> None:
-    for start, cuts in enumerate([[0, 1, 2], [2, 3]]):
-        records = _read(run_dir / f"start-{start}")
+def test_metrics_stand_against_increments_and_begin_where_the_start_does(
+    run_dir: Path, starts: list[list[dict]]
+) -> None:
+    for records, cuts in zip(starts, [[0, 1, 2], [2, 3]], strict=True):
         assert {"glob_name": "*", "step_metric": "increment"}.items() <= _of(records, "metric")[-1].items()
         rows = [history["item"] for history in _of(records, "history")]
         scored = [row for row in rows if "recall_at_20/live" in row]
@@ -96,12 +103,12 @@ def test_metrics_stand_against_increments_and_begin_where_the_start_does(run_dir
         assert "version" not in next((row for row in scored if row["increment"] == 1), {})
         assert rows[-1]["increment"] == cuts[-1]
         assert (rows[-1]["answers._type"], rows[-1]["answers.nrows"]) == ("table-file", 1)
-        assert _of(records, "exit")[0].get("exit_code", 0) == (1 if start == 0 else 0)
+        assert _of(records, "exit")[0].get("exit_code", 0) == (1 if cuts[0] == 0 else 0)
 
 
-def test_the_report_and_its_page_are_an_artifact(run_dir: Path) -> None:
-    for start, names in enumerate([{"report.json"}, {"report.json", "report.html"}]):
-        (report,) = [a for a in _of(_read(run_dir / f"start-{start}"), "artifact") if a["type"] == "report"]
+def test_the_report_and_its_page_are_an_artifact(run_dir: Path, starts: list[list[dict]]) -> None:
+    for records, names in zip(starts, [{"report.json"}, {"report.json", "report.html"}], strict=True):
+        (report,) = [artifact for artifact in _of(records, "artifact") if artifact["type"] == "report"]
         contents = report["manifest"]["contents"]
         assert {content["path"] for content in contents} == names
         assert all(content["local_path"].startswith(str(run_dir / "wandb")) for content in contents)
@@ -160,6 +167,31 @@ def test_a_login_in_netrc_counts_for_its_own_host(tmp_path: Path) -> None:
     environment = {"NETRC": str(tmp_path / "netrc")}
     assert mode_of(TrackingConfig(), environment) == "online"
     assert mode_of(TrackingConfig(), {**environment, "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
+
+
+def test_where_wandb_cannot_be_reached_the_run_is_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    tried = []
+    init = wandb.init
+
+    def unreachable(**words):
+        tried.append(words["mode"])
+        if words["mode"] == "online":
+            raise TimeoutError("no route")
+        return init(**words)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setenv("WANDB_API_KEY", "no such key")
+    tracker = WandbRun()
+    tracker.start(_recipe(tmp_path, "tracking.mode=online"), tmp_path)
+    tracker.close(tmp_path / "report.json", failed=False)
+    assert tried == ["online", "offline"]
+    assert tracker.folder is not None
+    assert tracker.folder.name.startswith("offline-run-")
+    assert "no route" in caplog.text
 
 
 def test_a_broken_wandb_is_said_once_and_stops_nothing(

@@ -208,6 +208,8 @@ class Follower:
     def _report_now(self, now_s: float | None) -> None:
         """The report and its page; without ``now_s`` the run has ended."""
         report = build_report(self.increments, self._requests(None), self._landings.records(), now_s)
+        mirror = None if self._tracker is None else self._tracker.folder
+        report["wandb_dir"] = None if mirror is None else str(mirror)
         write_report(self._report, report)
         title, outcomes = self._report.absolute().parent.name, self.increments.outcomes()
         page = build_page(report, title, outcomes, as_of_ms=wall_ms(), is_running=now_s is not None)
