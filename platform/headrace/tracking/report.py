@@ -299,9 +299,10 @@ def median_by_cut(cuts: Sequence[int], landings: Sequence[Landing], value_L: NDA
 
     One sort for all cuts, since a long run has many.
     """
-    known = [(landing.cut, landing.rows, value) for landing, value in zip(landings, value_L, strict=True)]
-    taken = np.array([row for row in known if row[0] is not None], dtype=np.float64).reshape(-1, 3)
-    cut_L, rows_L, taken_L = taken[np.lexsort((taken[:, 2], taken[:, 0]))].T
+    cut_L = np.array([np.nan if landing.cut is None else landing.cut for landing in landings], dtype=np.float64)
+    order_L = np.lexsort((value_L, cut_L))  # those that wait, which have no cut, come last
+    cut_L, taken_L = cut_L[order_L], value_L[order_L]
+    rows_L = np.array([landing.rows for landing in landings], dtype=np.float64)[order_L]
     reached_L = np.append(0.0, np.cumsum(rows_L))
     first_C, end_C = (np.searchsorted(cut_L, np.asarray(cuts, dtype=np.float64), side) for side in ("left", "right"))
     before_C, after_C = reached_L[first_C], reached_L[end_C]
