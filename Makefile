@@ -41,5 +41,8 @@ bench: setup ## the benchmarks, in their shortest form; JSON in runs/bench/
 
 DATA ?= $(or $(HEADRACE_TEST_DATA),../shared/data)
 
-quickstart: setup ## two minutes of streaming on a small synthetic stream; a new run each time
-	"$(BIN)/headrace" run jobs/recipes/quickstart.toml "run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
+QUICK_WORDS := $(if $(QUICK),feed.synthetic.num_shards=31)
+
+quickstart: setup ## two minutes of streaming in a small synthetic shop (QUICK=1: half a minute); a new run each time
+	run="quickstart-$$(date +%Y%m%d-%H%M%S)"; mkdir -p runs; ln -sfn "$$run" runs/quickstart; \
+	    "$(BIN)/headrace" run jobs/recipes/quickstart.toml $(QUICK_WORDS) "run.dir=runs/$$run"

@@ -26,12 +26,14 @@ from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, HeadraceError, TrainingError
 from headrace.feed.items import items_landing
 from headrace.feed.landing import Landing, ShardSource
+from headrace.feed.oracle import Oracle
 from headrace.feed.replayer import Replayer
 from headrace.feed.synthetic import SyntheticStream
 from headrace.store.fence import Epoch, StoreLock, take_epoch
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
 from headrace.tracking.report import Requests
+from headrace.train.example import curl
 from headrace.train.feeder import Feeder, LandingLog
 from headrace.train.follower import Follower, Tracker
 
@@ -115,6 +117,7 @@ class _Run:
         self._landings = LandingLog(run_dir / "landings.jsonl")
         self._feeder: Feeder | None = None
         self._stopping = threading.Event()
+        self._address: str | None = None
 
     def go(self, stack: ExitStack) -> None:
         """Everything, in order of start; the stack undoes it backwards."""
@@ -132,6 +135,7 @@ class _Run:
             self._serving.requests if self._serving else None,
             self._backlog,
             self._tracker,
+            None if self._recipe.feed.synthetic is None else Oracle(self._recipe.feed.synthetic, self._recipe.seed),
         )
         follower.start()
         with ExitStack() as served:  # whatever happens, replicas end first and the last report is written
@@ -140,8 +144,8 @@ class _Run:
             if self._serving is not None:
                 served.callback(self._serving.stop)
                 began_s = monotonic_s()
-                address = self._serving.start(self._recipe, self._run_dir)
-                self._observer.phase(f"replicas started at {address}", monotonic_s() - began_s)
+                self._address = self._serving.start(self._recipe, self._run_dir)
+                self._observer.phase(f"replicas started at {self._address}", monotonic_s() - began_s)
             if self._source is None and not self._landing.list_new(()):
                 self._observer.notice(f"waiting for the first shard in {self._landing.uri}")
             self._supervise(follower)
@@ -216,6 +220,8 @@ class _Run:
                 feeder.stop()
             if not told and feeder.newest_commit > fit.after_cut:
                 self._observer.phase("workers up, first increment committed", monotonic_s() - began_s)
+                if self._address is not None and (command := curl(self._store, self._address)) is not None:
+                    self._observer.notice(f"ask it: {command}")
                 told = True
             if (error := feeder.error or follower.error) is not None:
                 return error
@@ -241,10 +247,11 @@ class _Run:
             return "ended before the first commit"
         version, counters = max(increments.cut_of, default=None), newest.counters
         num_aside = counters["quarantined"] + counters["late_set_aside"]
+        page = self._run_dir / "report.html"
         aside = f"\n{num_aside} rows are set aside: headrace quarantine list --store {self._store.uri}"
         return (
             f"{len(increments)} increments, {counters['events_in']} events in, {counters['trained_once']} trained once"
-            f", version {version}, state {newest.state_digest[:12]}\nreport: {self._run_dir / 'report.json'}"
+            f", version {version}, state {newest.state_digest[:12]}\nreport: {page}, figures in report.json"
             f"{aside if num_aside else ''}"
         )
 

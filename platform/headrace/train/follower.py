@@ -16,6 +16,7 @@ from headrace.clock import monotonic_s, wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import Recipe
+from headrace.feed.oracle import Oracle
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
 from headrace.tracking.page import build_page, write_page
@@ -69,6 +70,7 @@ class Follower:
         requests: Callable[[int | None], Requests] | None,
         backlog: Callable[[], int],
         tracker: Tracker | None = None,
+        oracle: Oracle | None = None,
     ) -> None:
         self._chain = Chain(store)
         self._report = report
@@ -78,6 +80,9 @@ class Follower:
         self._requests: Callable[[int | None], Requests] = requests or (lambda _: Requests())
         self._backlog = backlog
         self._tracker = tracker
+        self._oracle = oracle
+        self._oracle_of: dict[int, float] = {}
+        """By cut: the recall that the stream's own law would have had."""
         self.increments = Increments(self._chain.summaries())
         self._waiting: deque[Summary] = deque()
         self._epoch = 0
@@ -205,9 +210,19 @@ class Follower:
         self._report_due = False
         self._next_report_s = began_s + (monotonic_s() - began_s) / _REPORT_SHARE
 
+    def _best_recall(self, cut: int, oracle: Oracle) -> float | None:
+        if cut not in self._oracle_of:
+            recall = oracle.recall([landing.shard for landing in self._landings.of_cut(cut)])
+            if recall is None:
+                return None
+            self._oracle_of[cut] = recall
+        return self._oracle_of[cut]
+
     def _report_now(self, now_s: float | None) -> None:
         """The report and its page; without ``now_s`` the run has ended."""
         report = build_report(self.increments, self._requests(None), self._landings.records(), now_s)
+        if self._oracle is not None:
+            report["recall_at_20"]["oracle"] = [self._best_recall(cut, self._oracle) for cut in self.increments.cuts]
         mirror = None if self._tracker is None else self._tracker.folder
         report["wandb_dir"] = None if mirror is None else str(mirror)
         write_report(self._report, report)
