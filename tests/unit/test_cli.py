@@ -27,8 +27,8 @@ def driver(monkeypatch):
     fake.outcome = 0
     fake.RAY_ENVIRONMENT = {}
 
-    def run(recipe, observer, serving):
-        fake.recipe, fake.observer, fake.serving = recipe, observer, serving
+    def run(recipe, observer, serving, tracker):
+        fake.recipe, fake.observer, fake.serving, fake.tracker = recipe, observer, serving, tracker
         if isinstance(fake.outcome, Exception):
             raise fake.outcome
         return fake.outcome
@@ -118,6 +118,13 @@ def test_an_override_may_be_longer_than_a_file_name(headrace, driver):
 def test_no_server_where_the_recipe_wants_none(headrace, driver):
     assert headrace("run", "serve.enabled=false").exit_code == 0
     assert driver.serving is None
+    assert driver.tracker is not None
+
+
+def test_no_tracker_where_the_recipe_wants_none(headrace, driver):
+    assert headrace("run", "tracking.enabled=false").exit_code == 0
+    assert driver.tracker is None
+    assert driver.serving == "server"
 
 
 def test_the_drivers_exit_status_is_the_commands(headrace, driver):
