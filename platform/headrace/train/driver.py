@@ -117,7 +117,8 @@ class _Run:
         self._landings = LandingLog(run_dir / "landings.jsonl")
         self._feeder: Feeder | None = None
         self._stopping = threading.Event()
-        self._address: str | None = None
+        self._untried: str | None = None
+        """Where replicas answer, until a question to ask them was shown."""
 
     def go(self, stack: ExitStack) -> None:
         """Everything, in order of start; the stack undoes it backwards."""
@@ -144,8 +145,8 @@ class _Run:
             if self._serving is not None:
                 served.callback(self._serving.stop)
                 began_s = monotonic_s()
-                self._address = self._serving.start(self._recipe, self._run_dir)
-                self._observer.phase(f"replicas started at {self._address}", monotonic_s() - began_s)
+                self._untried = self._serving.start(self._recipe, self._run_dir)
+                self._observer.phase(f"replicas started at {self._untried}", monotonic_s() - began_s)
             if self._source is None and not self._landing.list_new(()):
                 self._observer.notice(f"waiting for the first shard in {self._landing.uri}")
             self._supervise(follower)
@@ -220,9 +221,10 @@ class _Run:
                 feeder.stop()
             if not told and feeder.newest_commit > fit.after_cut:
                 self._observer.phase("workers up, first increment committed", monotonic_s() - began_s)
-                if self._address is not None and (command := curl(self._store, self._address)) is not None:
-                    self._observer.notice(f"ask it: {command}")
                 told = True
+            if told and self._untried is not None and (command := curl(self._store, self._untried)) is not None:
+                self._observer.notice(f"ask it: {command}")
+                self._untried = None
             if (error := feeder.error or follower.error) is not None:
                 return error
         return _cause(fit.error)
