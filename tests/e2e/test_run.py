@@ -27,6 +27,7 @@ WORDS = [
     "store.keep=100",  # all of them are compared
     "feed.keep_landed=true",  # for the run over a copy of the ledger
     "train.warmup_epochs=1",
+    "train.epochs=1",
     "serve.port=0",
     "serve.client_rps=20",
     'experts=[{kind="popular",half_life_s=20},{kind="covisit"},{kind="similar_sessions"},{kind="own_items"}]',
