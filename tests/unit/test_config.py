@@ -1,5 +1,6 @@
 import contextlib
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from headrace.config.load import dump_recipe, load_recipe, read_resolved
 from headrace.config.recipe import Recipe
+from headrace.config.reference import reference
 from headrace.errors import ConfigError
 
 
@@ -159,3 +161,16 @@ def test_any_number_survives_the_way_through_an_override(seed, share):
 def test_no_word_breaks_the_loader(word):
     with contextlib.suppress(ConfigError):
         load_recipe((), [word])
+
+
+def test_the_page_of_recipes_is_what_the_schema_says():
+    page = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+    assert page.read_text() == reference(), "python -m headrace.config.reference > docs/recipes.md"
+
+
+def test_every_key_of_a_recipe_is_on_the_page():
+    page = reference()
+    for section, fields in Recipe().model_dump().items():
+        assert f"[{section}]" in page or f"`{section}`" in page
+        for key in fields if isinstance(fields, dict) else ():
+            assert f"`{key}`" in page or f".{key}]" in page or key == "kind"
