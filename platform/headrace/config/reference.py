@@ -17,8 +17,8 @@ from headrace.config.recipe import Recipe
 _HEAD = """# Recipes
 
 Every key of a recipe, made from the schema (`python -m headrace.config.reference`). A recipe is TOML; a word `a.b=c` on
-the command line sets one key, later files win over earlier ones, and unknown keys are refused with the nearest one named.
-`headrace init DIR` writes a recipe for a log; `jobs/recipes/` has some to read.
+the command line sets one key, later files win over earlier ones, and unknown keys are refused with the nearest one
+named. `headrace init DIR` writes a recipe for a log; `jobs/recipes/` has some to read.
 """
 
 
