@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ from headrace.train.follower import Follower, Tracker
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
+_RAY_STARTS = 2
+"""A busy machine may need longer than Ray waits for itself."""
 _FIXED_SECTIONS = ("seed", "columns", "inputs", "model", "experts", "methods", "objective", "replay")
 _FIXED_FEED = ("path", "cut", "replay", "synthetic", "warmup_shards")
 _LAST_ANSWER_S = 5.0
@@ -415,16 +418,34 @@ def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
 
     if recipe.run.ray_address == "local":
         # an address in the environment is ignored on purpose: nobody joins a cluster by accident
-        ray.init(
+        start = partial(
+            ray.init,
             address="local",
             num_cpus=recipe.run.num_cpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        _patiently(start, ray.shutdown)
     else:
         ray.init(address=recipe.run.ray_address, log_to_driver=False, logging_level=logging.ERROR)
     stack.callback(ray.shutdown)
+
+
+def _patiently(start: Callable[[], object], undo: Callable[[], object]) -> None:
+    """Start a local Ray; where it is not up within its own half minute, once more. TrainingError after that."""
+    for attempts_left in range(_RAY_STARTS - 1, -1, -1):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises no narrower one where its node is not up in time
+            undo()
+            if not attempts_left:
+                raise TrainingError(
+                    f"Ray did not start on this machine: {error} It may be busy with something else; headrace clean "
+                    "shows what other runs have left here. Nothing was changed: the same command tries again"
+                ) from error
+            _log.warning("Ray did not start, and is started once more", exc_info=True)
 
 
 def _log_to_file(path: Path, stack: ExitStack) -> None:
