@@ -25,6 +25,8 @@ from headrace.inputs.contexts import Contexts, offsets
 
 _MAX_LENGTH = 100
 """Distinct items that a session keeps: the newest."""
+_LOW_BITS = 16
+_LOW = np.uint64((1 << _LOW_BITS) - 1)
 _ROOT = 0.25
 _SLOPE = 0.5
 """An item n steps from the newest shared one weighs 1 / (1 + slope (n - 1))."""
@@ -49,9 +51,14 @@ class Sessions:
         return np.diff(self.offset_J)
 
     def among(self, session_U: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which sessions are one of these, which ascend."""
-        place_S = np.minimum(np.searchsorted(session_U, self.session_S), len(session_U) - 1)
-        return np.asarray(session_U[place_S] == self.session_S)
+        """Which sessions are one of these, of which there is at least one, and which ascend."""
+        may_be = np.zeros(1 << _LOW_BITS, dtype=np.bool_)  # by their lowest bits most are told apart without a search
+        may_be[(session_U & _LOW).astype(np.int64)] = True
+        is_one_S = may_be[(self.session_S & _LOW).astype(np.int64)]
+        some = np.flatnonzero(is_one_S)
+        place = np.minimum(np.searchsorted(session_U, self.session_S[some]), len(session_U) - 1)
+        is_one_S[some] = session_U[place] == self.session_S[some]
+        return is_one_S
 
     def where(self, keep_S: NDArray[np.bool_]) -> "Sessions":
         """Those to keep, in their order."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import RecommendConfig
+from headrace.experts.ragged import spread
 from headrace.inputs.contexts import Contexts
 
 _MEMORY = 20_000  # targets after which the counts of repeats are halved, so that they follow the stream
@@ -73,5 +74,5 @@ class Seen:
         """For each query of ``row_T``, how many of its seen items a shared vector gives at least this bound."""
         p_S = p_E[self.column_S]
         begin_T, end_T = self._begin_R[row_T], self._begin_R[row_T + 1]
-        counts = [np.count_nonzero(p_S[b:e] >= p) for b, e, p in zip(begin_T, end_T, bound_T, strict=True)]
-        return np.array(counts, dtype=np.int64)
+        of_T, flat_T = spread(begin_T, end_T - begin_T)
+        return np.bincount(of_T[p_S[flat_T] >= bound_T[of_T]], minlength=len(bound_T)).astype(np.int64)

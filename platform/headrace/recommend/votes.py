@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headrace.catalogue.eligible import Eligible
 from headrace.experts.base import Expert, Shared, Sparse
+from headrace.experts.ragged import spread
 from headrace.inputs.contexts import Contexts
 from headrace.recommend.seen import Seen
 
@@ -142,8 +143,9 @@ class SparseVote:
         said_T = self._at(self._said_T, row_T, column_T)
         begin_T = np.searchsorted(self.row_T, row_T, side="left")
         end_T = np.searchsorted(self.row_T, row_T, side="right")
-        above = [np.count_nonzero(self._said_T[b:e] >= p) for b, e, p in zip(begin_T, end_T, said_T, strict=True)]
-        return np.where(said_T > 0.0, np.array(above, dtype=np.int64), self._num_items)
+        of_T, flat_T = spread(begin_T, end_T - begin_T)
+        above_T = np.bincount(of_T[self._said_T[flat_T] >= said_T[of_T]], minlength=len(said_T))
+        return np.where(said_T > 0.0, above_T, self._num_items)
 
     def add_to(self, score_QE: Tensor, weight_Q: NDArray[np.float32]) -> None:
         """Add its weighted probabilities, in place."""
