@@ -12,7 +12,7 @@ from loop_kit import Stream, events, recipe
 from headrace.commit.summary import Summary
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import ColumnsConfig, Recipe, ReplayConfig
-from headrace.errors import ConfigError, DataError, TrainingError
+from headrace.errors import ConfigError, DataError
 from headrace.feed.entries import encode
 from headrace.feed.landing import Landing
 from headrace.feed.ledger import LedgerReader
@@ -164,26 +164,3 @@ def test_a_log_file_that_cannot_be_read_ends_nothing_in_silence(tmp_path: Path) 
     assert replayer.exhausted
     rows = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "landing").glob("*.parquet"))]
     assert rows == [20, 20, 20]
-
-
-def test_a_ray_that_comes_up_late_is_started_once_more():
-    calls = []
-
-    def start():
-        calls.append("start")
-        if calls.count("start") == 1:
-            raise Exception("The current node timed out during startup.")
-
-    driver._patiently(start, lambda: calls.append("undo"))
-    assert calls == ["start", "undo", "start"]
-
-
-def test_a_ray_that_does_not_come_up_is_told_in_words():
-    calls = []
-
-    def start():
-        raise Exception("The current node timed out during startup.")
-
-    with pytest.raises(TrainingError, match=r"Ray did not start on this machine: .* the same command tries again"):
-        driver._patiently(start, lambda: calls.append("undo"))
-    assert calls == ["undo", "undo"]

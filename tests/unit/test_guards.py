@@ -18,6 +18,7 @@ RAY_MODULES = {
     "feed/stream.py",
     "replay/actor.py",
     "train/worker.py",
+    "host.py",  # Ray's start and end, which train/driver.py and serving/app.py had each
     "train/driver.py",
     "serving/deployment.py",
     "serving/app.py",

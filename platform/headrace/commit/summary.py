@@ -39,6 +39,11 @@ class Summary:
     seconds: Mapping[str, float]
     """Where the increment's time went."""
 
+    @property
+    def increment_s(self) -> float:
+        """Of the whole increment, but for the wait for its rows."""
+        return sum(self.seconds.values()) - self.seconds.get("feed", 0.0)
+
     def to_json(self) -> str:
         """One line."""
         return json.dumps(asdict(self), separators=(",", ":"))

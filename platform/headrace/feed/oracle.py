@@ -24,7 +24,6 @@ class Oracle:
     def __init__(self, config: SyntheticConfig, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._hits: dict[int, tuple[int, int]] = {}
 
     def recall(self, shards: Sequence[str]) -> float | None:
         """Recall@20 over these shards' questions, by name; None without any, and for the warm-up's shard."""
@@ -34,11 +33,9 @@ class Oracle:
         return hits / questions if questions else None
 
     def _count(self, block: int) -> tuple[int, int]:
-        if block not in self._hits:
-            own, spilt = (steps_of(self._config, self._seed, b) for b in (block, block - 1))
-            ranks = np.concatenate([_ranks(own, ~own.spills_Q), _ranks(spilt, spilt.spills_Q)])
-            self._hits = {block: (int((ranks <= _CUTOFF).sum()), len(ranks))}  # a shard is asked for once or twice
-        return self._hits[block]
+        own, spilt = (steps_of(self._config, self._seed, b) for b in (block, block - 1))
+        ranks = np.concatenate([_ranks(own, ~own.spills_Q), _ranks(spilt, spilt.spills_Q)])
+        return int((ranks <= _CUTOFF).sum()), len(ranks)
 
 
 def _ranks(steps: Steps, chosen_Q: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from contextlib import redirect_stdout
 from http import HTTPStatus
 from pathlib import Path
 
-import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from headrace.bundles.publish import read_pointer
 from headrace.config.recipe import Recipe, ServeConfig
 from headrace.errors import ConfigError, HeadraceError
+from headrace.host import signals, start_ray, stop_ray
 from headrace.serving.check import Checker
 from headrace.serving.client import Client, StoreSessions
 from headrace.serving.connection import Connection
@@ -26,7 +25,6 @@ from headrace.store.store import Store
 from headrace.tracking.report import Requests
 
 APP = "headrace"
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S = 0.2
 
 
@@ -85,23 +83,20 @@ def serve_until_stopped(store_uri: str, config: ServeConfig, ray_address: str, s
         raise ConfigError(f"nothing is published in {store.uri} yet: train a first version there (headrace run)")
     _free_port(config.host, config.port)
     stopping = threading.Event()
-    local = {"num_cpus": config.num_replicas + 1, "include_dashboard": False} if ray_address == "local" else {}
-    ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    start_ray(ray_address, config.num_replicas + 1)
     try:
-        before = {number: signal.signal(number, lambda *_: stopping.set()) for number in _STOPS}
-        address = start(store.uri, config)
-        status = json.loads(Connection(address).call("GET", "/v1/version")[1])
-        say(f"version {status['version']} of {store.uri} answers at {address}; newer ones follow by themselves")
-        say(f"try: headrace ask --address {address} ID ID; Ctrl-C ends it")
-        while not stopping.wait(_LOOK_S):  # a signal that another thread takes does not wake this one
-            pass
-        say("stopping: requests under way are answered first")
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with signals(stopping.set):
+            address = start(store.uri, config)
+            status = json.loads(Connection(address).call("GET", "/v1/version")[1])
+            say(f"version {status['version']} of {store.uri} answers at {address}; newer ones follow by themselves")
+            say(f"try: headrace ask --address {address} ID ID; Ctrl-C ends it")
+            while not stopping.wait(_LOOK_S):
+                pass
+            say("stopping: requests under way are answered first")
     finally:
         with redirect_stdout(io.StringIO()):  # Serve's controller ends by being killed, which Ray tells of in yellow
             stop()
-            ray.shutdown()
+            stop_ray()
 
 
 class Serving:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # the manifest brings the store with it, which a first line n
 
 _HEADER_EVERY = 20
 _NOT_SHOWN = {"uniform"}  # always in the blend, never worth a column
-_ROLLED_BACK = "rolled back"  # how the reason of a published roll back begins
+ROLLED_BACK = "rolled back"
+"""How the reason of a published roll back begins."""
 _VERDICT_STYLE = {"publish": "", "hold": "yellow", "reject": "red"}
 _LEGEND = (
     "Recall@20 in %, scored before training; * best expert so far; fresh: seconds from landing to every replica; "
@@ -86,7 +87,7 @@ class Observer:
             for name, count in row.faults.items():
                 left_out = f"expert {name} was left out of {count} queries: it failed, or its vote is no probability"
                 self._print(f"{'':>5}  {left_out}", "yellow")
-            if row.verdict != "publish" or row.reason.startswith(_ROLLED_BACK):
+            if row.verdict != "publish" or row.reason.startswith(ROLLED_BACK):
                 self._print(f"{'':>5}  {row.verdict}: {row.reason}", _VERDICT_STYLE[row.verdict] or "yellow")
 
     def finished(self, summary: str) -> None:

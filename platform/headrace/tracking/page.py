@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from headrace.tracking.charts import Line, lines_chart, outcomes_chart, spread_chart, stack_chart
+from headrace.tracking.console import ROLLED_BACK
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS, STYLE
 from headrace.tracking.report import Outcome, replace_whole
 from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
 
-_ROLLED_BACK = "rolled back"  # how the reason of a published roll back begins
-_LANES = ("publish", "rolled back", "hold", "reject")
+_LANES = ("publish", ROLLED_BACK, "hold", "reject")
 _REFRESH_S = 15
 _MOST_TOLD = 20  # outcomes other than a publication, in words
 _GOOD, _BAD, _NONE = "✓", "✗", "—"
@@ -134,8 +134,8 @@ def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
 def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
     lanes: dict[str, list[Outcome]] = {lane: [] for lane in _LANES}
     for outcome in outcomes:
-        went_back = outcome.verdict == "publish" and outcome.reason.startswith(_ROLLED_BACK)
-        lanes["rolled back" if went_back else outcome.verdict].append(outcome)
+        went_back = outcome.verdict == "publish" and outcome.reason.startswith(ROLLED_BACK)
+        lanes[ROLLED_BACK if went_back else outcome.verdict].append(outcome)
     told = sorted((one for lane in _LANES[1:] for one in lanes[lane]), key=lambda one: one.cut)[-_MOST_TOLD:]
     rows = [(f"{one.cut}", "" if one.version is None else f"{one.version}", one.verdict, one.reason) for one in told]
     table = _table(("increment", "version", "verdict", "reason"), rows, numbers=(0, 1)) if rows else ""

@@ -153,14 +153,13 @@ def row_of(
 
     ``verdicts`` counts those of this start, this commit's included.
     """
-    seconds = commit.seconds
     row: dict[str, float | str | None] = {
         "increment": commit.cut,
         "events": commit.events,
         "queries": commit.queries,
         "freshness_s": freshness_s,
-        "train_s": seconds.get("train"),
-        "increment_s": sum(seconds.values()) - seconds.get("feed", 0.0),
+        "train_s": commit.seconds.get("train"),
+        "increment_s": commit.increment_s,
         "state_digest": commit.state_digest,
         "version": commit.version,
         "bundle": None if commit.version is None else f"{store_uri}/{bundle_name(commit.version)}",

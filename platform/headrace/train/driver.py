@@ -10,17 +10,13 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-from headrace import environment
 from headrace.clock import monotonic_s
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe
@@ -30,6 +26,7 @@ from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.oracle import Oracle
 from headrace.feed.replayer import Replayer
 from headrace.feed.synthetic import SyntheticStream
+from headrace.host import signals, start_ray, stop_ray
 from headrace.store.fence import Epoch, StoreLock, take_epoch
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
@@ -40,8 +37,6 @@ from headrace.train.follower import Follower, Tracker
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 0.1
-_RAY_STARTS = 2
-"""A busy machine may need longer than Ray waits for itself."""
 _FIXED_SECTIONS = ("seed", "columns", "inputs", "model", "experts", "methods", "objective", "replay")
 _FIXED_FEED = ("path", "cut", "replay", "synthetic", "warmup_shards")
 _LAST_ANSWER_S = 5.0
@@ -128,8 +123,9 @@ class _Run:
         if self._tracker is not None:  # it opens while Ray starts
             self._tracker.start(self._recipe, self._run_dir)
         began_s = monotonic_s()
-        _start_ray(self._recipe, stack)
-        stack.enter_context(_signals(self._ask_to_stop))  # after Ray, which takes SIGTERM for itself
+        start_ray(self._recipe.run.ray_address, self._recipe.run.num_cpus)
+        stack.callback(stop_ray)
+        stack.enter_context(signals(self._ask_to_stop))
         self._observer.phase("Ray started", monotonic_s() - began_s)
         follower = Follower(
             self._store,
@@ -412,42 +408,6 @@ def _source(recipe: Recipe, landing: Landing) -> ShardSource | None:
     return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
 
 
-def _start_ray(recipe: Recipe, stack: ExitStack) -> None:
-    environment.prepare()
-    import ray
-
-    if recipe.run.ray_address == "local":
-        # an address in the environment is ignored on purpose: nobody joins a cluster by accident
-        start = partial(
-            ray.init,
-            address="local",
-            num_cpus=recipe.run.num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        _patiently(start, ray.shutdown)
-    else:
-        ray.init(address=recipe.run.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-    stack.callback(ray.shutdown)
-
-
-def _patiently(start: Callable[[], object], undo: Callable[[], object]) -> None:
-    """Start a local Ray; where it is not up within its own half minute, once more. TrainingError after that."""
-    for attempts_left in range(_RAY_STARTS - 1, -1, -1):
-        try:
-            start()
-            return
-        except Exception as error:  # Ray raises no narrower one where its node is not up in time
-            undo()
-            if not attempts_left:
-                raise TrainingError(
-                    f"Ray did not start on this machine: {error} It may be busy with something else; headrace clean "
-                    "shows what other runs have left here. Nothing was changed: the same command tries again"
-                ) from error
-            _log.warning("Ray did not start, and is started once more", exc_info=True)
-
-
 def _log_to_file(path: Path, stack: ExitStack) -> None:
     """Log lines go to a file, not between the rows; so does what Ray itself prints, on either stream.
 
@@ -465,23 +425,3 @@ def _log_to_file(path: Path, stack: ExitStack) -> None:
     os.dup2(handler.stream.fileno(), 2)
     stack.callback(os.close, terminal)
     stack.callback(os.dup2, terminal, 2)
-
-
-class _signals:  # noqa: N801 (reads as a function: ``with _signals(stop):``)
-    """SIGINT and SIGTERM call ``stop`` while the block runs; only where this is the main thread."""
-
-    def __init__(self, stop: Any) -> None:  # noqa: ANN401
-        self._stop = stop
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop()

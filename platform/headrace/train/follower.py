@@ -198,7 +198,7 @@ class Follower:
             failed_requests=failed_requests,
             backlog_shards=self._backlog(),
             train_s=commit.seconds["train"],
-            increment_s=sum(commit.seconds.values()) - commit.seconds["feed"],
+            increment_s=commit.increment_s,
             faults=commit.faults,
         )
 
