@@ -213,6 +213,65 @@ def test_settled_files_wait_for_the_commit_that_takes_their_last_row(store):
     assert [state.settled_files(cut) for cut in (-1, 0, 1)] == [3, 4, 5]
 
 
+def grown(writer, num_cuts):
+    """Cuts of one shard each, folded as if each were committed at once."""
+    cuts = []
+    for _ in range(num_cuts):
+        writer.shard(shard(f"s{writer.state.last_record}", 2))
+        cuts.append(writer.cut())
+        writer.fold(cuts[-1].record, page_lines=4)
+    return cuts
+
+
+def test_settled_records_fold_into_few_objects_and_read_as_before(store):
+    writer, before = opened(store), LedgerReader(store)
+    assert before.last_record == 1
+    cuts = grown(writer, 200)
+    assert len(store.names("ledger")) < 4
+    assert len(store.names("ledger/folded")) <= 2 * 16
+    for reader in (before, LedgerReader(store)):
+        assert [reader.cut(number) for number in (0, 199, 57, 58)] == [cuts[number] for number in (0, 199, 57, 58)]
+        assert reader.shard(cuts[3].ranges[0].shard).num_rows == 2
+    assert len(list(LedgerReader(store).entries())) == 401
+    assert [cut.number for cut in LedgerReader(store).tail(150, never)] == list(range(151, 200))
+    assert opened(store).state.__dict__.keys() == writer.state.__dict__.keys()
+    assert opened(store).state.events_in == writer.state.events_in == 400
+    with pytest.raises(StoreError, match="no record 9999"):
+        before.entry(9999)
+
+
+def test_a_fold_that_was_cut_short_is_finished_by_the_next(store):
+    writer = opened(store)
+    grown(writer, 2)
+    record = store.get(f"ledger/{store.names('ledger')[0]}")
+    store.put("ledger/00000001-0000000002.json", record)  # as if it had not been deleted yet
+    assert len(list(LedgerReader(store).entries())) == 5
+    cuts = grown(opened(store), 2)
+    assert "00000001-0000000002.json" not in store.names("ledger")
+    assert LedgerReader(store).last_cut == cuts[-1].number == 3
+
+
+def test_what_is_folded_voids_an_older_epochs_last_breath(store):
+    opened(store)
+    newer = opened(store)
+    grown(newer, 3)
+    assert LedgerReader(store).last_record == 8
+    assert store.names("ledger") == []
+    store.put("ledger/00000001-0000000009.json", encode(shard("late", 9), 0))
+    assert LedgerReader(store).last_record == 8
+    assert LedgerReader(store).newest_epoch == 2
+    assert opened(store).state.events_in == 6
+
+
+def test_an_older_writer_folds_nothing(store):
+    old = opened(store)
+    grown(old, 1)
+    opened(store)
+    with pytest.raises(FencedError):
+        old.fold(3, page_lines=1)
+    assert store.names("ledger/folded") == []
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("shard"), st.integers(0, 9), st.booleans()),
@@ -221,6 +280,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("quarantine"), st.integers(0, 9), st.just(False)),
         st.tuples(st.just("cut"), st.integers(1, 12), st.booleans()),
         st.tuples(st.just("restart"), st.just(0), st.booleans()),
+        st.tuples(st.just("fold"), st.integers(1, 3), st.booleans()),
     ),
     max_size=25,
 )
@@ -251,6 +311,8 @@ class Played:
                 if flag:
                     self.writer.stop()
                 self.writer = opened(self.store)
+            case "fold" if self.cuts:
+                self.writer.fold(self.cuts[-1 if flag else 0].record, page_lines=2)
 
     def release(self, place, entries):
         if waiting := [entry for entry in entries if entry_number(entry) not in self.writer.state.released]:

@@ -188,16 +188,21 @@ def test_a_commit_that_a_newer_epoch_made_again_leaves_at_the_next_start(store):
     assert all(store.exists(part_name(ref.sha256)) for ref in kept.parts.values())
 
 
-def test_lines_are_written_once_in_objects_of_64(store):
+def test_lines_are_written_in_pages_that_fold(store):
     journal = Journal(store)
     course = Course(store)
     template = summary_of(course.commit(0))
-    for cut in range(200):
-        journal.add(replace(template, cut=cut))
-    assert len(store.names("journal")) == 4
-    assert [summary.cut for summary in Journal(store).summaries(after_cut=62)] == list(range(63, 200))
+    late = 700  # pinned, say
+    for cut in range(1100):
+        if cut != late:
+            journal.add(replace(template, cut=cut))
+    assert len(store.names("journal")) == 3
+    assert [summary.cut for summary in Journal(store).summaries(after_cut=1062)] == list(range(1063, 1100))
     assert journal.has(63)
-    assert not journal.has(200)
+    assert not (journal.has(late) or journal.has(1100))
+    journal.add(replace(template, cut=late))
+    assert len(store.names("journal")) == 3
+    assert [summary.cut for summary in Journal(store).summaries()] == list(range(1100))
 
 
 def test_a_follower_that_was_held_up_finds_what_has_gone(store, tmp_path):

@@ -1,52 +1,42 @@
-"""What stays of commits that retention has removed: one line each, in objects of 64 cuts.
+"""What stays of commits that retention has removed: one line each, in pages that fold as the stream goes on.
 
 A line is written before anything of its commit is deleted, and says from then on that it is leaving. Only rank 0 of the
 newest epoch writes; reading is safe anywhere.
 """
 
 from headrace.commit.summary import Summary
+from headrace.store.pages import PAGE_LINES, Page, Pages
 from headrace.store.store import Store
-
-_FOLDER = "journal"
-_CUTS = 64
 
 
 class Journal:
     """The summaries of commits that are gone, or about to go, in one store."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._chunk: tuple[int, dict[int, str]] | None = None
-        """The chunk written last, and its lines by cut: cuts leave in order, nearly."""
+        self._pages = Pages(store, "journal")
 
     def add(self, summary: Summary) -> None:
         """Write the line of a commit, whole or not at all; writing it again changes nothing."""
-        chunk = summary.cut // _CUTS
-        if self._chunk is None or self._chunk[0] != chunk:
-            self._chunk = chunk, {line.cut: line.to_json() for line in self._read(_name(chunk))}
-        lines, line = self._chunk[1], summary.to_json()
-        if lines.get(summary.cut) == line:
+        known = {line.cut: line for line in _read(self._pages.lines(summary.cut))}
+        if known.get(summary.cut) == summary:
             return
-        lines[summary.cut] = line
-        content = "".join(f"{lines[cut]}\n" for cut in sorted(lines))
-        self._store.put(f"{_FOLDER}/{_name(chunk)}", content.encode())
+        known[summary.cut] = summary
+        first = summary.cut - summary.cut % PAGE_LINES
+        page = self._pages.of(summary.cut) or Page(first, first + PAGE_LINES - 1)
+        self._pages.put(page, [known[cut].to_json() for cut in sorted(known)])
+        if len(known) == 1:
+            self._pages.fold(below=page.first)
 
     def has(self, cut: int) -> bool:
         """Whether this commit has a line, as stored now."""
-        return any(summary.cut == cut for summary in self._read(_name(cut // _CUTS)))
+        self._pages.refresh()
+        return any(summary.cut == cut for summary in _read(self._pages.lines(cut)))
 
     def summaries(self, after_cut: int = -1) -> list[Summary]:
         """All lines of cuts beyond this one, by cut."""
-        names = [name for name in self._store.names(_FOLDER) if name >= _name((after_cut + 1) // _CUTS)]
-        return [summary for name in names for summary in self._read(name) if summary.cut > after_cut]
-
-    def _read(self, name: str) -> list[Summary]:
-        try:
-            content = self._store.get(f"{_FOLDER}/{name}")
-        except FileNotFoundError:
-            return []
-        return [Summary.from_json(line) for line in content.decode().splitlines()]
+        self._pages.refresh()
+        return [summary for summary in _read(self._pages.above(after_cut)) if summary.cut > after_cut]
 
 
-def _name(chunk: int) -> str:
-    return f"{chunk:010d}.jsonl"
+def _read(lines: list[str]) -> list[Summary]:
+    return [Summary.from_json(line) for line in lines]

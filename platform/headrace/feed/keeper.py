@@ -94,6 +94,7 @@ class Keeper:
         self._started_s: float | None = None
         self._requests_s = float("-inf")
         self._away_since_s: float | None = None
+        self._folded_cut = -1
         self._stopped = False
 
     @property
@@ -131,6 +132,7 @@ class Keeper:
         taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
         if self._items is not None:  # after the shards: what landed before one of them is then in its cut
             self._items.poll(now_s)
+        self._fold(min(committed_cut, self.newest_cut))
         return Polled(
             shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
             quarantined=tuple(entry for entry in taken if isinstance(entry, Quarantine)),
@@ -145,6 +147,11 @@ class Keeper:
             self._writer.stop()
             self._stopped = True
         return self.newest_cut
+
+    def _fold(self, committed_cut: int) -> None:
+        if committed_cut > self._folded_cut:
+            self._writer.fold(self._reader.cut(committed_cut).record)
+            self._folded_cut = committed_cut
 
     def _release(self, now_s: float, committed_cut: int) -> list[Release]:
         """Put back what a person has asked for: rows of a rejected cut wait again, a file is looked at again."""

@@ -3,7 +3,9 @@
 Each record is one small object, ``ledger/EPOCH-NUMBER.json``; numbers go on from epoch to epoch. A writer opens its
 epoch with an *open* record right after the last valid one, which voids whatever an older writer still appends there.
 So the valid ledger is read off the names alone, a tail asks for the next name and lists nothing, and nothing is ever
-appended to or renamed. What a cut says of the stream is a pure function of the records before it (``LedgerState``).
+appended to or renamed. Records that a commit has settled are folded into pages (``LedgerWriter.fold``), each marked
+with the epoch of its last record, so that the ledger stays a few dozen objects. What a cut says of the stream is a
+pure function of the records before it (``LedgerState``).
 """
 
 import bisect
@@ -23,10 +25,13 @@ from headrace.errors import StoreError
 from headrace.feed.entries import Entry, Open, Quarantine, Release, Shard, Stop, decode, encode
 from headrace.records import Cut, ItemsFile, RowRange
 from headrace.store.fence import Epoch, check_epoch
+from headrace.store.pages import PAGE_LINES, Page, Pages
 from headrace.store.store import Store
 
 _Record = TypeVar("_Record", Open, Shard, Quarantine, Release, Cut, Stop)
-_CACHED_RECORDS = 4096
+_FOLDER = "ledger"
+_FOLDED = "ledger/folded"
+_CACHED_RECORDS = 512
 _TAIL_POLL_S = 0.02
 
 
@@ -51,7 +56,10 @@ class LedgerReader:
     def __init__(self, store: Store, epoch: int | None = None) -> None:
         self.store = store
         self._epoch = epoch
+        self._pages = Pages(store, _FOLDED)
         self._spans: list[_Span] | None = None
+        self._newest = 0
+        """The newest record that ``cut`` has met."""
         self._read = lru_cache(maxsize=_CACHED_RECORDS)(self._read_stored)
 
     @property
@@ -73,22 +81,19 @@ class LedgerReader:
 
     def entries(self) -> Iterator[Entry]:
         """Every valid record that the listing found, in order."""
-        numbers = range(1, self.last_record + 1)
+        last = self.last_record
+        folded = self._pages.last
+        yield from (self.entry(number) for number in range(1, min(folded, last) + 1))
+        rest = range(folded + 1, last + 1)
         if self.store.local_root is not None:
-            yield from (self.entry(number) for number in numbers)
+            yield from (self.entry(number) for number in rest)
             return
         with ThreadPoolExecutor(16) as pool:
-            yield from pool.map(self.entry, numbers)
+            yield from pool.map(self.entry, rest)
 
     def entry(self, number: int) -> Entry:
         """The record of this number, also one appended since the listing; StoreError when there is none."""
-        try:
-            return self._read(number)[0]
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"the ledger in {self.store.uri} has no record {number}: was the store cut short or "
-                "copied while it was written?"
-            ) from error
+        return self._counted(number)[0]
 
     def shard(self, number: int) -> Shard:
         """The shard whose record has this number."""
@@ -125,23 +130,51 @@ class LedgerReader:
                 return
 
     def _record_of(self, cut: int) -> int:
-        last = self.last_record
-        while self._cuts(last) <= cut:
-            last += 1
-            self.entry(last)
-        return bisect.bisect_left(range(last + 1), cut + 1, key=self._cuts)
+        """Mostly a new cut is asked for: search backwards from the newest record, in steps that double."""
+        newest = max(self._newest, self.last_record)
+        while self._cuts(newest) <= cut:
+            newest += 1
+        self._newest = first = newest
+        step = 1
+        while first and self._cuts(first) > cut:
+            first, step = max(0, first - step), 2 * step
+        return first + bisect.bisect_left(range(first, newest + 1), cut + 1, key=self._cuts)
 
     def _cuts(self, number: int) -> int:
-        return 0 if number == 0 else self._read(number)[1]
+        return 0 if number == 0 else self._counted(number)[1]
+
+    def _counted(self, number: int) -> tuple[Entry, int]:
+        """The record, and its count of cuts; StoreError when there is none."""
+        try:
+            return self._read(number)
+        except FileNotFoundError:  # or it has been folded since the listing
+            self._pages.refresh()
+        try:
+            return self._read(number)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"the ledger in {self.store.uri} has no record {number}: was the store cut short or "
+                "copied while it was written?"
+            ) from error
+
+    def epoch_of(self, number: int) -> int:
+        """The epoch of a record that is in no page; 0 where there is none."""
+        return next((span.epoch for span in reversed(self._listed()) if span.first <= number), 0)
+
+    def content(self, number: int) -> bytes:
+        """The record as it is stored; FileNotFoundError when there is none."""
+        epoch = self.epoch_of(number)
+        if line := self._pages.line(number):
+            return line.encode()
+        return self.store.get(_name(epoch, number))
 
     def _read_stored(self, number: int) -> tuple[Entry, int]:
-        spans = self._listed()
-        epoch = next((span.epoch for span in reversed(spans) if span.first <= number), 0)
-        return decode(self.store.get(_name(epoch, number)))
+        return decode(self.content(number))
 
     def _listed(self) -> list[_Span]:
         if self._spans is None:
-            self._spans = _valid_spans(self.store.names("ledger"), self._epoch)
+            names = self.store.names(_FOLDER)  # before the pages: a page is put before its records are deleted
+            self._spans = _valid_spans(names, self._epoch, self._pages.listed())
         return self._spans
 
 
@@ -265,6 +298,7 @@ class LedgerWriter:
         self.store = store
         self.epoch = epoch
         self.state = state
+        self._pages = Pages(store, _FOLDED)
 
     @classmethod
     def open(cls, store: Store, epoch: Epoch) -> "LedgerWriter":
@@ -337,6 +371,22 @@ class LedgerWriter:
         """Record that this epoch ends after the newest cut."""
         return self._append(Stop(self.state.last_record + 1, self.epoch.number))
 
+    def fold(self, settled: int, page_lines: int = PAGE_LINES) -> None:
+        """Fold whole pages of the records up to ``settled``: those of cuts that are committed, which no tail reads."""
+        last = self._pages.last
+        if settled - last < page_lines:
+            return
+        check_epoch(self.store, self.epoch)
+        reader = LedgerReader(self.store, self.epoch.number)
+        while settled - last >= page_lines:
+            page = Page(last + 1, last + page_lines, reader.epoch_of(last + page_lines))
+            self._pages.put(page, [reader.content(number).decode() for number in range(page.first, page.last + 1)])
+            last = page.last
+        self._pages.fold(below=last + 1)
+        for name in self.store.names(_FOLDER):
+            if _epoch_and_number(name)[1] <= last:
+                self.store.delete(f"{_FOLDER}/{name}")
+
     def _append(self, entry: _Record) -> _Record:
         check_epoch(self.store, self.epoch)
         cuts = self.state.num_cuts + isinstance(entry, Cut)
@@ -351,15 +401,24 @@ def entry_number(entry: Entry) -> int:
 
 
 def _name(epoch: int, number: int) -> str:
-    return f"ledger/{epoch:08d}-{number:010d}.json"
+    return f"{_FOLDER}/{epoch:08d}-{number:010d}.json"
 
 
-def _valid_spans(names: list[str], epoch: int | None) -> list[_Span]:
-    """The valid records, oldest span first: an epoch's records end where a newer epoch's first record stands."""
+def _epoch_and_number(name: str) -> tuple[int, int]:
+    epoch, number = (int(word) for word in name.removesuffix(".json").split("-"))
+    return epoch, number
+
+
+def _valid_spans(names: list[str], epoch: int | None, pages: list[Page]) -> list[_Span]:
+    """The valid records, oldest span first: an epoch's records end where a newer epoch's first record stands.
+
+    What is in pages is valid, and voids what an older epoch has left behind it.
+    """
+    folded, folded_epoch = (pages[-1].last, pages[-1].mark) if pages else (0, 0)
     numbers: dict[int, list[int]] = {}
     for name in names:
-        of_epoch, number = (int(part) for part in name.removesuffix(".json").split("-"))
-        if epoch is None or of_epoch <= epoch:
+        of_epoch, number = _epoch_and_number(name)
+        if (epoch is None or of_epoch <= epoch) and of_epoch >= folded_epoch and number > folded:
             numbers.setdefault(of_epoch, []).append(number)
     spans: list[_Span] = []
     for of_epoch in sorted(numbers, reverse=True):
@@ -367,4 +426,4 @@ def _valid_spans(names: list[str], epoch: int | None) -> list[_Span]:
         last = min(last, spans[-1].first - 1) if spans else last
         if first <= last:
             spans.append(_Span(first, last, of_epoch))
-    return spans[::-1]
+    return [_Span(1, folded, folded_epoch)] * bool(pages) + spans[::-1]
