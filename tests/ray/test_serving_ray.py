@@ -1,9 +1,13 @@
 """The application on a real Serve: swapped under load, refused in words."""
 
 import json
+import os
 import runpy
+import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import urllib.error
+import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.ray
 
 ITEMS = [f"item-{number}" for number in range(500)]
 NUM_VERSIONS = 30
+QUEUED = 8
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def application(ray_cluster, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("served")
     store = Store(str(folder / "store"))
-    serve = ServeConfig(port=0, poll_s=0.02, client_rps=20.0)
+    serve = ServeConfig(port=0, poll_s=0.02, client_rps=20.0, max_queued=QUEUED)
     serving = Serving()
     address = serving.start(Recipe(serve=serve, store=StoreConfig(uri=store.uri)), folder)
     yield store, address, serving
@@ -54,6 +59,7 @@ def test_the_road_of_a_replica(application):
     status, content = call("POST", "/v1/recall", b'{"items": []}')
     assert status == 503
     assert "no version is published yet" in content["error"]
+    assert refused(address) == (503, "1")
 
     epoch = take_epoch(store)
     publish_version(store, 1, ITEMS, epoch)
@@ -88,6 +94,7 @@ def test_the_road_of_a_replica(application):
     watched = serving.requests()
     assert watched.total > 0
     assert (watched.failed, watched.mixed_version) == (0, 0)
+    check_full_queue(address, call("GET", "/v1/version")[1]["pid"])
 
 
 def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):
@@ -127,6 +134,29 @@ def check_agreement(store, call):
         assert np.array(served["scores"], dtype=np.float32).tobytes() == top.score_QK[row].tobytes()
 
 
+def refused(address):
+    """Status and Retry-After of a question that is not answered; (200, None) where it is."""
+    try:
+        with urllib.request.urlopen(f"{address}/v1/recall", b'{"items": []}') as answer:
+            return answer.status, answer.headers["Retry-After"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Retry-After"]
+
+
+def check_full_queue(address, pid):
+    """While the replica stands still, so many wait as the queue holds, and the others are told when to come again."""
+    with ThreadPoolExecutor(4 * QUEUED) as threads:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            asked = [threads.submit(refused, address) for _ in range(4 * QUEUED)]
+            first, _ = wait(asked, return_when=FIRST_COMPLETED)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        met = [question.result() for question in asked]
+    assert {question.result() for question in first} == {(503, "1")}
+    assert set(met) == {(200, None), (503, "1")}
+
+
 def wait_for_version(call, version):
     until_s = monotonic_s() + 60
     while call("GET", "/v1/version")[1]["version"] != version:
@@ -139,7 +169,9 @@ def swap_under_load(store, address, epoch, call):
 
     def ask(client):
         connection, sessions, met = Connection(address), StoreSessions(store, client), []
-        while not done:
+        newest = False
+        while not newest:
+            newest = done  # the last question is asked after the last version is there
             request = json.dumps({"items": sessions(len(met)), "k": 20}).encode()
             met.append((request, *connection.call("POST", "/v1/recall", request)))
         return met

@@ -84,6 +84,24 @@ def test_a_service_that_refuses_is_quoted_and_one_that_is_not_there_is_named(num
         ask("http://127.0.0.1:9", ["101"])
 
 
+def test_a_full_queue_is_told_in_the_services_words() -> None:
+    class Full(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(503)
+            self.send_header("Content-Length", "17")
+            self.end_headers()
+            self.wfile.write(b"Request dropped: ")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnansweredError, match="says 503: Request dropped"):
+            ask(f"http://127.0.0.1:{server.server_port}", ["101"])
+        server.shutdown()
+
+
 def test_the_command_needs_something_to_go_by(numbered: str) -> None:
     run = CliRunner().invoke(cli.app, ["ask", "--address", numbered])
     assert run.exit_code == 2

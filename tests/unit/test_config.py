@@ -79,6 +79,8 @@ def test_sections_that_exclude_each_other():
         load_recipe((), ["feed.replay.slice_s=60", "feed.synthetic.num_items=10"])
     with pytest.raises(ConfigError, match=r"max_events \(5\) is below feed\.min_events \(6\)"):
         load_recipe((), ["feed.max_events=5", "feed.min_events=6"])
+    with pytest.raises(ConfigError, match=r"max_replicas \(2\) is below serve\.num_replicas \(4\)"):
+        load_recipe((), ["serve.num_replicas=4", "serve.autoscaling.max_replicas=2"])
 
 
 @pytest.mark.parametrize("word", ["train", "=3", "a..b=3", ".a=3", "a.=3"])

@@ -223,8 +223,8 @@ def meet(replica, method, path, body=b""):
     async def run():
         return await respond(replica, Batcher(replica.answer_batch, 16, 0.0), method, path, body)
 
-    status, content = asyncio.run(run())
-    return int(status), json.loads(content)
+    reply = asyncio.run(run())
+    return int(reply.status), json.loads(reply.body)
 
 
 def test_a_replica_answers_503_before_the_first_version_and_is_healthy(store):
@@ -235,6 +235,8 @@ def test_a_replica_answers_503_before_the_first_version_and_is_healthy(store):
     assert status == 503
     assert "no version is published yet" in content["error"]
     assert meet(replica, "GET", "/v1/version")[0] == 503
+    assert meet_raw(replica, "POST", "/v1/recall", b'{"items": []}').headers == {"Retry-After": "1"}
+    assert meet_raw(replica, "GET", "/healthz", b"").headers == {}
     with pytest.raises(NotReadyError):
         replica.answer_batch([Question(())])
 
@@ -337,11 +339,11 @@ def server(store):
 
         def do_GET(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, content = meet_raw(replica, self.command, self.path, body)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            reply = meet_raw(replica, self.command, self.path, body)
+            self.send_response(reply.status)
+            self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(reply.body)
 
         do_POST = do_GET
 

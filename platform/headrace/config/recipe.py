@@ -316,7 +316,28 @@ class ReplayMethodConfig(Section):
     """Replayed examples for each new one, as far as the buffer has any."""
 
 
-MethodConfig = Annotated[OnlineConfig | ReplayMethodConfig, Field(discriminator="kind"), _kind_is("online")]
+class DistillConfig(Section):
+    """The model as it was before the increment teaches: what it would answer is a target, too (ADER, arXiv 2007.12000).
+
+    It speaks of the items that it knows; about those among themselves, the model is held to it.
+    """
+
+    kind: Literal["distill"] = "distill"
+    rows: Literal["replayed", "new", "both"] = "replayed"
+    """On which examples it is heard."""
+    weight: PositiveFloat = 0.8
+    """Of its mean cross-entropy, beside the mean one of new targets, which weighs 1."""
+    adaptive: bool = True
+    """Times sqrt(old items / items * taught examples / new examples): the more is new, the less the past is held."""
+    own_targets: Share = 1.0
+    """What a replayed example's own target still weighs. 0: the teacher alone is heard there."""
+    temperature: PositiveFloat = 1.0
+    """By which both models' scores are divided before they are compared."""
+
+
+MethodConfig = Annotated[
+    OnlineConfig | ReplayMethodConfig | DistillConfig, Field(discriminator="kind"), _kind_is("online")
+]
 """Every kind of method that a recipe may name; they compose. A section that names none is "online"."""
 
 
@@ -459,6 +480,20 @@ class StoreConfig(Section):
     """What was replaced less than so many seconds ago stays, too: a replica may be loading it. Wall time; not state."""
 
 
+class AutoscalingConfig(Section):
+    """Replicas come and go with the requests that wait or are being answered; ``serve.num_replicas`` stay at least."""
+
+    max_replicas: PositiveInt = 3
+    target_ongoing: PositiveFloat = 8.0
+    """So many such requests for each replica are aimed at, as a mean over ``look_back_s``."""
+    look_back_s: Annotated[float, Field(gt=1.0)] = 10.0
+    """Requests are counted every second."""
+    upscale_delay_s: Annotated[float, Field(ge=0.0)] = 3.0
+    """More replicas are started once they have been called for this long."""
+    downscale_delay_s: Annotated[float, Field(ge=0.0)] = 60.0
+    """Replicas end once fewer have been enough for this long."""
+
+
 class ServeConfig(Section):
     """The replicas that answer."""
 
@@ -468,14 +503,31 @@ class ServeConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0: any free port."""
     num_replicas: PositiveInt = 1
+    autoscaling: AutoscalingConfig | None = None
     poll_s: PositiveFloat = 0.1
     """How often a replica looks at the pointer."""
     max_batch: PositiveInt = 16
     batch_wait_s: Annotated[float, Field(ge=0.0)] = 0.002
     request_timeout_s: PositiveFloat = 5.0
+    """Who has waited for so long gets a 408; a replica that ends is given as long for what it has begun."""
     max_queued: PositiveInt = 256
+    """Requests that wait for a replica, at each proxy; further ones get a 503 at once, with Retry-After."""
     client_rps: Annotated[float, Field(ge=0.0)] = 10.0
     """Requests a second that the run's own client sends all the while; 0: none."""
+
+    @model_validator(mode="after")
+    def _room_to_grow(self) -> "ServeConfig":
+        if self.most_replicas < self.num_replicas:
+            raise ValueError(
+                f"serve.autoscaling.max_replicas ({self.most_replicas}) is below serve.num_replicas "
+                f"({self.num_replicas}), which stay at least"
+            )
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
 
 class TrackingConfig(Section):
@@ -517,6 +569,22 @@ class Recipe(Section):
         names = [expert.name for expert in self.experts]
         if len(set(names)) < len(names) or {"neural", "uniform"} & set(names):
             raise ValueError(f"experts need names of their own, other than neural and uniform; received {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_methods(self) -> "Recipe":
+        kinds = [method.kind for method in self.methods]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"each kind of method may stand in methods once; received {kinds}")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_teach(self) -> "Recipe":
+        taught = [method.rows for method in self.methods if isinstance(method, DistillConfig)]
+        if "replayed" in taught and not self.replays:
+            raise ValueError(
+                'the method "distill" has nothing to teach on: add {kind = "replay"} to methods, or set its rows = "new"'
+            )
         return self
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ def findings(recipe: Recipe, host: Host) -> Iterator[Finding]:
 
 def _local(recipe: Recipe, host: Host) -> Iterator[Finding]:
     """What a Ray of our own needs."""
-    replicas = recipe.serve.num_replicas if recipe.serve.enabled else 0
+    replicas = recipe.serve.most_replicas if recipe.serve.enabled else 0
     needed = _NEEDED_GIB + _NEEDED_EACH_GIB * max(0, recipe.run.num_workers + replicas - 3)
     if host.free_memory is not None and host.free_memory < needed * _GIB:
         yield Finding(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 from ray.serve.schema import LoggingConfig
@@ -21,26 +22,53 @@ from headrace.serving.check import Checker
 from headrace.serving.client import Client, StoreSessions
 from headrace.serving.connection import Connection
 from headrace.serving.deployment import Recall
+from headrace.serving.replica import RETRY_AFTER_S
 from headrace.store.store import Store
 from headrace.tracking.report import Requests
 
 APP = "headrace"
 _LOOK_S = 0.2
+_COUNT_S = 1.0
+_SURGE_PERCENT = 25  # rounded up: one of up to four
+_SPARE_S = 1.0
 
 
 def build(store_uri: str, config: ServeConfig) -> serve.Application:
-    """The application that answers from this store; nothing is started."""
+    """The application that answers from this store; nothing is started.
+
+    New code comes in by new replicas, each started before an old one ends, so it takes a CPU that is free.
+    """
     deployment = serve.deployment(Recall).options(
         name="recall",
-        num_replicas=config.num_replicas,
+        **_replicas(config),
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=8 * config.max_batch,
         max_queued_requests=config.max_queued,
-        graceful_shutdown_timeout_s=5.0,
+        backpressure_config={"retry_after_s": RETRY_AFTER_S},
+        max_surge_percent=_SURGE_PERCENT,
+        graceful_shutdown_timeout_s=config.request_timeout_s + _SPARE_S,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=5.0,
     )
     return deployment.bind(store_uri, config.poll_s, config.max_batch, config.batch_wait_s)
+
+
+def _replicas(config: ServeConfig) -> dict[str, Any]:
+    """Serve's options for how many there are."""
+    scaling = config.autoscaling
+    if scaling is None:
+        return {"num_replicas": config.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.num_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing,
+            "metrics_interval_s": _COUNT_S,
+            "look_back_period_s": scaling.look_back_s,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+        }
+    }
 
 
 def start(store_uri: str, config: ServeConfig) -> str:
@@ -83,7 +111,7 @@ def serve_until_stopped(store_uri: str, config: ServeConfig, ray_address: str, s
         raise ConfigError(f"nothing is published in {store.uri} yet: train a first version there (headrace run)")
     _free_port(config.host, config.port)
     stopping = threading.Event()
-    start_ray(ray_address, config.num_replicas + 1)
+    start_ray(ray_address, config.most_replicas + 1)
     try:
         with signals(stopping.set):
             address = start(store.uri, config)

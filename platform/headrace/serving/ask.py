@@ -73,6 +73,8 @@ def _call(connection: Connection, address: str, question: Mapping[str, Any]) -> 
     try:
         answer: dict[str, Any] = json.loads(content)
     except ValueError:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:  # Serve's own words, where the queue is full
+            raise UnansweredError(f"{address} says {status}: {content.decode(errors='replace')[:200]}") from None
         raise ConfigError(f"{address} is not a Headrace service: it says {content[:100]!r}") from None
     if status != HTTPStatus.OK:
         raise UnansweredError(f"{address} says {status}: {answer.get('error', content[:200])}")

@@ -35,8 +35,8 @@ class Recall:
     async def __call__(self, request: Request) -> Response:
         """Meet one request."""
         body = await request.body()
-        status, content = await respond(self._replica, self._batcher, request.method, request.url.path, body)
-        return Response(content, status, media_type="application/json")
+        reply = await respond(self._replica, self._batcher, request.method, request.url.path, body)
+        return Response(reply.body, reply.status, reply.headers, media_type="application/json")
 
     def __del__(self) -> None:
         self._closed.set()

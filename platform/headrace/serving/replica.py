@@ -8,7 +8,8 @@ new version is reported by ``status`` and changes nothing for those who ask: no 
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from headrace.bundles.bundle import Loaded
@@ -21,11 +22,27 @@ from headrace.serving.service import Answer, answer
 from headrace.serving.slot import Slot
 from headrace.store.store import Store
 
+RETRY_AFTER_S = 1
+"""What whoever gets a 503 is told to wait."""
 _RECENT = 32  # questions kept for warming
 
 
 class NotReadyError(HeadraceError):
     """There is no version to answer with yet."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How one HTTP request is met. Made by ``respond``, sent by the deployment."""
+
+    status: int
+    body: bytes
+    """JSON."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Beside those that every answer has."""
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
 
 
 class Replica:
@@ -80,20 +97,18 @@ class Replica:
             }
 
 
-async def respond(
-    replica: Replica, batcher: Batcher[Question, Answer], method: str, path: str, body: bytes
-) -> tuple[int, bytes]:
-    """The status and JSON body with which a replica meets one HTTP request."""
+async def respond(replica: Replica, batcher: Batcher[Question, Answer], method: str, path: str, body: bytes) -> Reply:
+    """How a replica meets one HTTP request."""
     try:
         match path:
             case "/v1/recall" if method == "POST":
-                return HTTPStatus.OK, (await batcher.ask(parse(body))).to_json()
+                return Reply(HTTPStatus.OK, (await batcher.ask(parse(body))).to_json())
             case "/v1/version" if method == "GET":
                 status = replica.status()
                 ready = status["version"] is not None
-                return HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(status).encode()
+                return _as_json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, status)
             case "/healthz" if method == "GET":
-                return HTTPStatus.OK, json.dumps({"status": "ok", "replica": replica.name}).encode()
+                return _as_json(HTTPStatus.OK, {"status": "ok", "replica": replica.name})
             case "/v1/recall" | "/v1/version" | "/healthz":
                 right = "POST" if path == "/v1/recall" else "GET"
                 raise RequestError(f"received {method} {path}; use {right}", HTTPStatus.METHOD_NOT_ALLOWED)
@@ -103,6 +118,10 @@ async def respond(
                     HTTPStatus.NOT_FOUND,
                 )
     except RequestError as error:
-        return error.status, json.dumps({"error": str(error)}).encode()
+        return _as_json(error.status, {"error": str(error)})
     except NotReadyError as error:
-        return HTTPStatus.SERVICE_UNAVAILABLE, json.dumps({"error": str(error)}).encode()
+        return _as_json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)})
+
+
+def _as_json(status: int, content: Mapping[str, object]) -> Reply:
+    return Reply(status, json.dumps(content).encode())

@@ -377,7 +377,7 @@ def _fixed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_cpus(recipe: Recipe) -> None:
     run = recipe.run
-    replicas = recipe.serve.num_replicas if recipe.serve.enabled else 0
+    replicas = recipe.serve.most_replicas if recipe.serve.enabled else 0
     wanted = math.ceil(run.num_workers * 1.25) + replicas + 1
     if run.ray_address == "local" and wanted > run.num_cpus:
         raise ConfigError(
