@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from loop_kit import Stream, events, lawful, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
@@ -16,10 +17,12 @@ from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
 from headrace.config.recipe import CatalogueConfig
 from headrace.errors import DataError
-from headrace.feed.items import ItemsFolder, parse_items, read_items
+from headrace.feed.items import ItemsFolder, ItemsLog, parse_items, read_items
 from headrace.feed.landing import Landing
-from headrace.records import ItemRows
+from headrace.feed.quarantine import ask_release, set_aside
+from headrace.records import CutRows, ItemRows
 from headrace.store.arrays import dump_arrays, load_arrays
+from headrace.train.offline import replay
 from headrace.train.state import LearnerState
 
 HOUR_MS = 3_600_000
@@ -78,10 +81,9 @@ def test_what_cannot_be_used_is_said_in_words(columns: dict[str, Any], words: st
         parse_items(as_bytes(pa.table(columns)))
 
 
-def test_files_are_taken_once_they_settle_and_bad_ones_are_passed_over(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_files_are_taken_once_they_settle_and_bad_ones_are_set_aside(tmp_path: Path) -> None:
     landing = Landing(str(tmp_path))
-    folder = ItemsFolder(landing, ["kind"], said.append)
+    folder = ItemsFolder(landing, ["kind"])
     landing.land("items-0.parquet", table({"item_id": 1, "ts": 5, "kind": "a"}))
     landing.land("items-1.parquet", table({"item_id": 2, "ts": 5}))
     landing.land("items-2.parquet", table({"item_id": "x", "ts": 5, "kind": "a"}))
@@ -92,15 +94,17 @@ def test_files_are_taken_once_they_settle_and_bad_ones_are_passed_over(tmp_path:
     assert folder.waiting_since_s == 1.0
     (file,) = folder.take("int64")
     assert file.uri.endswith("items-0.parquet")
-    assert [word for text in said for word in ("lacks the column 'kind'", "string, but int64") if word in text] == [
-        "lacks the column 'kind'",
-        "string, but int64",
-    ]
+    lacking, mistyped = folder.unusable()
+    assert "lacks the column 'kind'" in lacking.reason
+    assert "string, but int64" in mistyped.reason
     folder.poll(2.0)
     assert folder.take("int64") == ()
+    assert folder.unusable() == []
     folder.poll(20.0)
-    assert "items-3.parquet" in said[-1]
-    again = ItemsFolder(landing, ["kind"], said.append)
+    (half,) = folder.unusable()
+    assert half.uri.endswith("items-3.parquet")
+    assert (half.size_bytes, "cannot be read as Parquet" in half.reason) == (11, True)
+    again = ItemsFolder(landing, ["kind"])
     again.start([file.uri])
     for now_s in range(2):
         again.poll(float(now_s))
@@ -271,3 +275,65 @@ def test_the_side_feed_alone_makes_a_cut_after_a_while(tmp_path: Path) -> None:
     assert after.facts["events"] == 0
     assert after.facts["num_eligible"] > before.facts["num_eligible"]
     assert lawful(after)
+
+
+def test_a_file_that_cannot_be_used_is_listed_released_and_then_in_force(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path)
+    lacking = table({"item_id": 1000, "ts": 1, "status": "active"})
+    stream.items.land("items-0.parquet", lacking)
+    before = stream.advance()[-1]
+    (aside,) = set_aside(stream.store)
+    assert (aside.where, aside.kind, aside.state) == ("items-0.parquet", "file", "set aside")
+    assert "lacks the column 'kind'" in aside.reason
+    assert lawful(before)
+    stream.items.land("items-0.parquet", lacking.append_column("kind", pa.array(["3"])))
+    stream.land(events(80, seed=6, start_ms=6 * HOUR_MS))
+    ignored = stream.advance()[-1]
+    assert ignored.facts["num_eligible"] == before.facts["num_eligible"]
+    ask_release(stream.store, aside.number)
+    stream.land(events(80, seed=7, start_ms=7 * HOUR_MS))
+    states: list[LearnerState] = []
+    after = stream.advance(change=states.append)[-1]
+    number = int(states[0].catalogue.numbers(np.array([1000]))[0])
+    assert states[0].catalogue.listing.values(number) == {"kind": "3"}
+    assert lawful(after)
+    assert [listed.state for listed in set_aside(stream.store)] == ["released"]
+
+
+def test_a_replayed_logs_side_feed_is_held_back_until_the_stream_has_reached_it(tmp_path: Path) -> None:
+    log, side = Landing(str(tmp_path / "log")), Landing(str(tmp_path / "side"))
+    for hour in range(4):
+        log.land(f"log-{hour}.parquet", events(100, hour, hour * HOUR_MS))
+    side.land("one.parquet", table(*({"item_id": 1000 + hour, "ts": hour * HOUR_MS, "kind": "1"} for hour in (3, 1))))
+    side.land("two.parquet", table({"item_id": 2000, "ts": 2 * HOUR_MS - 1, "kind": "2"}, {"item_id": 2001, "ts": -1}))
+    words = (*WORDS, "feed.replay.slice_s=3600", f"feed.path={log.uri}", f"feed.items_path={side.uri}")
+    told: list[list[int]] = []
+
+    def note(part: CutRows, _: LearnerState) -> CutRows:
+        told.append([] if part.told is None else part.told.item_N.tolist())
+        return part
+
+    list(replay(recipe(*words, "catalogue.attributes=[]"), torch.device("cpu"), None, note))
+    assert told == [[2001], [1000 + 1], [2000], [1000 + 3]]
+
+
+def test_a_replayer_that_starts_again_lands_the_side_feed_once(tmp_path: Path) -> None:
+    side, own = Landing(str(tmp_path / "side")), Landing(str(tmp_path / "own"))
+    side.land("one.parquet", table(*({"item_id": n, "ts": 10 * n} for n in range(5))))
+    first, again = ItemsLog(side, own), ItemsLog(side, own)
+    first.land(0, 15)
+    first.land(1, 16)
+    again.pass_over(16)
+    again.land(2, 30)
+    assert [name for name, _ in own.list_new(())] == ["items-000000.parquet", "items-000002.parquet"]
+    ids = [pq.read_table(own.uri_of(name))["item_id"].to_pylist() for name, _ in own.list_new(())]
+    assert ids == [[0, 1], [2, 3]]
+
+
+def test_a_side_feed_that_cannot_be_replayed_is_named(tmp_path: Path) -> None:
+    side = Landing(str(tmp_path / "side"))
+    with pytest.raises(DataError, match=r"no \.parquet file in"):
+        ItemsLog(side, side).land(0, 5)
+    side.land("bad.parquet", table({"item_id": 1}))
+    with pytest.raises(DataError, match=r"bad\.parquet: it lacks the column 'ts'"):
+        ItemsLog(side, side).land(0, 5)

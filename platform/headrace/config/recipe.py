@@ -95,7 +95,7 @@ class FeedConfig(Section):
     items_path: str | None = None
     """Folder (or object-store URI) in which files of the side feed land: item_id and ts, and, where there are any,
     status ("active" or "retired"), name, and the columns of ``catalogue.attributes``. A row is in force from the cut
-    after its file landed, whatever its time: with ``feed.replay``, too, which does not hold it back."""
+    after its file landed, whatever its time; with ``feed.replay``, from the first slice that begins after its time."""
     max_wait_s: PositiveFloat = 1.0
     """A cut is made when ``min_events`` wait, or the oldest shard has waited this long."""
     poll_s: PositiveFloat = 0.05

@@ -73,6 +73,8 @@ class Quarantine:
     reason: str
     first: tuple[str, ...] = ()
     """The first rows, or the first that cannot be used, to show; empty where the file cannot be read."""
+    items: bool = False
+    """Whether it is one of the side feed, and no shard."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Release:
     """The cut's rows, which now wait again."""
     num_rows: int
     """Rows that are no longer set aside."""
+    items: bool = False
+    """Whether the file is one of the side feed."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 The folder is watched as the one of the shards is. A file that reads is named by the next cut, with its digest, and
 every rank reads it where it lies; so all know the same of items at the same cut, also after a restart. A file that
-cannot be used is passed over, in words. A file needs ``item_id`` and ``ts``; ``status`` ("active" or "retired"),
-``name`` and any further columns, which are attributes, are optional. Shape legend: N rows.
+cannot be used is set aside, in words (feed/quarantine.py). A file needs ``item_id`` and ``ts``; ``status`` ("active"
+or "retired"), ``name`` and any further columns, which are attributes, are optional. A replayed log's side feed lands in
+event time, too (``ItemsLog``). Shape legend: N rows.
 """
 
 import hashlib
-import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -20,11 +21,10 @@ from numpy.typing import NDArray
 from headrace.config.recipe import FeedConfig
 from headrace.errors import DataError
 from headrace.feed.facts import to_ids
-from headrace.feed.landing import Landing, open_file
+from headrace.feed.landing import Landing, number_of, open_file
 from headrace.feed.schema import times_ms
 from headrace.records import ItemRows, ItemsFile
 
-_log = logging.getLogger(__name__)
 _PATIENCE_S = 10.0
 _KNOWN = ("item_id", "ts", "status", "name")
 _STATUS = ("active", "retired")
@@ -34,21 +34,31 @@ def items_landing(feed: FeedConfig, own_uri: str) -> Landing | None:
     """Where the side feed lands, if there is one; ``own_uri`` is where a stream of the run's own lands its."""
     if feed.synthetic is not None:
         return Landing(own_uri) if feed.synthetic.items else None
+    if feed.replay is not None and feed.items_path is not None:
+        return Landing(own_uri)
     return None if feed.items_path is None else Landing(feed.items_path)
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A file that is to be set aside, and why. Made by ``ItemsFolder``, read by feed/keeper.py."""
+
+    uri: str
+    sha256: str
+    size_bytes: int
+    reason: str
 
 
 class ItemsFolder:
     """The keeper's side. ``poll`` looks for files, ``take`` hands over those that the next cut is to name.
 
-    ``attributes`` are columns that every file must have; ``notice`` is told of files that cannot be used.
+    ``attributes`` are columns that every file must have.
     """
 
-    def __init__(
-        self, landing: Landing, attributes: Sequence[str] = (), notice: Callable[[str], None] = _log.warning
-    ) -> None:
+    def __init__(self, landing: Landing, attributes: Sequence[str] = ()) -> None:
         self._landing = landing
         self._attributes = attributes
-        self._notice = notice
+        self._unusable: list[Unusable] = []
         self._known: set[str] = set()
         self._seen: dict[str, tuple[int, float]] = {}
         self._ready: list[tuple[ItemsFile, str]] = []
@@ -56,9 +66,18 @@ class ItemsFolder:
         """When the oldest file that no cut has named yet was ready; None: there is none."""
 
     def start(self, uris: Collection[str]) -> None:
-        """Files that cuts have named already."""
+        """Files that cuts have named already, or that are set aside."""
         prefix = self._landing.uri_of("")
         self._known = {uri.removeprefix(prefix) for uri in uris}
+
+    def look_again(self, uri: str) -> None:
+        """This file is repaired, or so a person says."""
+        self._known.discard(uri.removeprefix(self._landing.uri_of("")))
+
+    def unusable(self) -> list[Unusable]:
+        """Files that have been found unusable since this was asked last."""
+        found, self._unusable = self._unusable, []
+        return found
 
     def poll(self, now_s: float) -> None:
         """Read new files whose size two listings agree on."""
@@ -72,17 +91,23 @@ class ItemsFolder:
         if self._ready and self.waiting_since_s is None:
             self.waiting_since_s = now_s
 
-    def take(self, kind: str | None) -> tuple[ItemsFile, ...]:
-        """The files that a cut is to name, by name; ``kind`` is what the shards' item ids are ("int64" or "string")."""
-        taken, self._ready, self.waiting_since_s = self._ready, [], None
+    def take(self, kind: str | None, last: int | None = None) -> tuple[ItemsFile, ...]:
+        """The files that a cut is to name, by name; ``kind`` is what the shards' item ids are ("int64" or "string").
+
+        ``last``: of files that landed with numbered shards, those up to this number.
+        """
+        taken = [pair for pair in self._ready if last is None or number_of(pair[0].uri) <= last]
+        self._ready = [pair for pair in self._ready if pair not in taken]
+        self.waiting_since_s = self.waiting_since_s if self._ready else None
         for file, of_kind in taken:
             if kind not in (None, of_kind):
-                self._notice(f"{file.uri} is passed over: its item_id is {of_kind}, but {kind} in the shards")
+                reason = f"its item_id is {of_kind}, but {kind} in the shards"
+                self._unusable.append(Unusable(file.uri, file.sha256, 0, reason))
         return tuple(file for file, of_kind in taken if kind in (None, of_kind))
 
     def _read(self, name: str, *, patient: bool) -> bool:
         """Whether the file is done with, for better or worse; False: it may not be whole yet."""
-        uri = self._landing.uri_of(name)
+        uri, content = self._landing.uri_of(name), b""
         try:
             content = _content(uri)
             rows = parse_items(content)
@@ -95,9 +120,55 @@ class ItemsFolder:
         except (DataError, pa.ArrowException, OSError) as error:
             if patient and not isinstance(error, DataError):
                 return False
-            self._notice(f"{uri} is passed over: {error}")
+            reason = str(error) if isinstance(error, DataError) else f"it cannot be read as Parquet: {error}"
+            self._unusable.append(Unusable(uri, hashlib.sha256(content).hexdigest(), len(content), reason))
         self._known.add(name)
         return True
+
+
+class ItemsLog:
+    """The side feed of a log that is replayed: lands each row before the first shard whose events have reached it."""
+
+    def __init__(self, log: Landing, landing: Landing) -> None:
+        self._log = log
+        self._landing = landing
+        self._rows: pa.Table | None = None
+        self._ts_N = np.zeros(0, dtype=np.int64)
+        self._num_landed = 0
+
+    def pass_over(self, first_ms: int) -> None:
+        """The shard that begins at this time has landed before, and so have the rows up to then."""
+        self._num_landed = int(np.searchsorted(self._times(), first_ms, side="right"))
+
+    def land(self, index: int, first_ms: int) -> None:
+        """Land the rows up to the time at which the shard ``index`` begins, if there are new ones."""
+        begin = self._num_landed
+        self.pass_over(first_ms)
+        if self._rows is not None and self._num_landed > begin:
+            rows = self._rows.slice(begin, self._num_landed - begin).combine_chunks()
+            self._landing.land(f"items-{index:06d}.parquet", rows)
+
+    def _times(self) -> NDArray[np.int64]:
+        """The times of all rows, ascending; DataError, in words, where a file cannot be used."""
+        if self._rows is None:
+            tables = [self._read(self._log.uri_of(name)) for name, _ in self._log.list_new(())]
+            if not tables:
+                raise DataError(
+                    f"no .parquet file in {self._log.uri}: feed.items_path must name the side feed's folder"
+                )
+            table = pa.concat_tables(tables, promote_options="default")
+            ts_N = times_ms(table, "ts")
+            order_N = np.argsort(ts_N, kind="stable")
+            self._rows, self._ts_N = table.take(order_N), ts_N[order_N]
+        return self._ts_N
+
+    def _read(self, uri: str) -> pa.Table:
+        content = _content(uri)
+        try:
+            parse_items(content)
+        except (DataError, pa.ArrowException) as error:
+            raise DataError(f"{uri}: {error}") from error
+        return pq.read_table(BytesIO(content))
 
 
 def read_items(files: Sequence[ItemsFile]) -> ItemRows | None:

@@ -10,6 +10,7 @@ has recorded can be in them.
 import hashlib
 import logging
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from headrace.errors import DataError
 from headrace.feed.entries import Dropped, Quarantine, Release, Shard
 from headrace.feed.facts import ShardFacts, first_rows, scan_shard
 from headrace.feed.items import ItemsFolder
-from headrace.feed.landing import Landing, open_file
+from headrace.feed.landing import Landing, number_of, open_file
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.quarantine import is_request_for, requested
 from headrace.feed.schema import check_schema, column_types
@@ -132,6 +133,7 @@ class Keeper:
         taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
         if self._items is not None:  # after the shards: what landed before one of them is then in its cut
             self._items.poll(now_s)
+            taken += self._set_aside_items()
         self._fold(min(committed_cut, self.newest_cut))
         return Polled(
             shards=tuple(entry for entry in taken if isinstance(entry, Shard)),
@@ -165,11 +167,23 @@ class Keeper:
             if not is_request_for(self._writer.store, entry):
                 continue
             if isinstance(entry, Quarantine):
-                self._known.discard(entry.uri.removeprefix(self._landing.uri_of("")))
+                self._look_again(entry)
                 released.append(self._writer.release(entry))
             elif isinstance(entry, Cut) and entry.number <= committed_cut:
                 released.append(self._writer.release(entry))
         return released
+
+    def _look_again(self, entry: Quarantine) -> None:
+        if not entry.items:
+            self._known.discard(entry.uri.removeprefix(self._landing.uri_of("")))
+        elif self._items is not None:
+            self._items.look_again(entry.uri)
+
+    def _set_aside_items(self) -> list[Quarantine]:
+        found = [] if self._items is None else self._items.unusable()
+        for file in found:
+            _log.warning("%s is set aside: %s", file.uri, file.reason)
+        return [self._writer.quarantine_items(file.uri, file.sha256, file.size_bytes, file.reason) for file in found]
 
     def _ready(self, now_s: float) -> list[str]:
         """New files, by name, whose size two listings agree on."""
@@ -293,18 +307,22 @@ class Keeper:
     def _cut(self, now_s: float, committed_cut: int) -> list[Cut]:
         cuts: list[Cut] = []
         while (self._last_cut is None or self.newest_cut < self._last_cut) and self._is_due(now_s, committed_cut):
-            items = self._take_items()
-            if self.newest_cut < 0:
-                cuts.append(self._writer.cut(num_shards=self._config.warmup_shards, items=items))
-            elif self._config.cut == "shard":
-                cuts.append(self._writer.cut(num_shards=1, items=items))
+            num_shards = self._config.warmup_shards if self.newest_cut < 0 else 1
+            if self.newest_cut < 0 or self._config.cut == "shard":
+                cuts.append(self._writer.cut(num_shards=num_shards, items=self._take_items(num_shards)))
             else:
-                cuts.append(self._writer.cut(max_rows=self._config.max_events, items=items))
+                cuts.append(self._writer.cut(max_rows=self._config.max_events, items=self._take_items(None)))
         return cuts
 
-    def _take_items(self) -> tuple[ItemsFile, ...]:
-        kind = self._writer.state.types.get(self._columns.item_id)
-        return () if self._items is None else self._items.take(kind)
+    def _take_items(self, num_shards: int | None) -> tuple[ItemsFile, ...]:
+        """What the side feed has for the next cut; in replays, what landed before the last of its shards."""
+        if self._items is None:
+            return ()
+        last = None
+        if num_shards is not None and self._config.replay is not None:
+            taken = list(islice(self._writer.state.pending, num_shards))
+            last = number_of(self._reader.shard(taken[-1].shard).uri)
+        return self._items.take(self._writer.state.types.get(self._columns.item_id), last)
 
     def _is_due(self, now_s: float, committed_cut: int) -> bool:
         state = self._writer.state

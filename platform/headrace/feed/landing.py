@@ -92,13 +92,18 @@ class Landing:
 
     def num_landed(self) -> int:
         """One more than the highest number among the shards that ``shard_name`` named; 0 when there are none."""
-        numbers = [name.removeprefix("shard-").removesuffix(SUFFIX) for name, _ in self.list_new(())]
-        return max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+        return max((number_of(name) + 1 for name, _ in self.list_new(())), default=0)
 
 
 def shard_name(index: int) -> str:
     """The name of the shard that lands as number ``index``: names sort as they land."""
     return f"shard-{index:06d}{SUFFIX}"
+
+
+def number_of(uri: str) -> int:
+    """The number under which the run itself landed a file; -1 where its name has none."""
+    number = uri.rsplit("/", 1)[-1].removesuffix(SUFFIX).partition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def open_file(uri: str) -> pa.NativeFile:

@@ -200,7 +200,7 @@ class LedgerState:
         """Record number of the first shard of each content, by sha256."""
         self.uris: set[str] = set()
         self.items_uris: set[str] = set()
-        """Files of the side feed that cuts have named."""
+        """Files of the side feed that cuts have named, or that are set aside."""
         self.types: dict[str, str] = {}
         """Type of each item or carried column, as the first shard that had it declared."""
         self._dropped: dict[int, NDArray[np.int64]] = {}
@@ -232,6 +232,8 @@ class LedgerState:
         match entry:
             case Shard():
                 self._apply_shard(entry)
+            case Quarantine() if entry.items:
+                self.items_uris.add(entry.uri)
             case Quarantine():
                 self.num_files += 1
                 self.events_in += entry.num_rows
@@ -267,7 +269,9 @@ class LedgerState:
 
     def _apply_release(self, release: Release) -> None:
         self.released.add(release.of)
-        if release.uri:  # as if the file had never come in
+        if release.items:
+            self.items_uris.discard(release.uri)
+        elif release.uri:  # as if the file had never come in
             self.num_files -= 1
             self.events_in -= release.num_rows
             self.quarantined -= release.num_rows
@@ -325,14 +329,18 @@ class LedgerWriter:
     def quarantine(
         self, uri: str, sha256: str, size_bytes: int, num_rows: int, reason: str, first: tuple[str, ...] = ()
     ) -> Quarantine:
-        """Record that a file is set aside whole."""
+        """Record that a shard is set aside whole."""
         return self._append(Quarantine(self.state.last_record + 1, uri, sha256, size_bytes, num_rows, reason, first))
+
+    def quarantine_items(self, uri: str, sha256: str, size_bytes: int, reason: str) -> Quarantine:
+        """Record that a file of the side feed is set aside."""
+        return self._append(Quarantine(self.state.last_record + 1, uri, sha256, size_bytes, 0, reason, items=True))
 
     def release(self, entry: Quarantine | Cut) -> Release:
         """Record that a file set aside is to be looked at again, or that a rejected cut's rows wait again."""
         number = self.state.last_record + 1
         if isinstance(entry, Quarantine):
-            return self._append(Release(number, entry.number, entry.uri, (), entry.num_rows))
+            return self._append(Release(number, entry.number, entry.uri, (), entry.num_rows, entry.items))
         ranges = tuple(replace(part, released=True) for part in entry.ranges)
         return self._append(Release(number, entry.record, "", ranges, entry.num_rows))
 

@@ -1,8 +1,9 @@
 """Lands a log as shards, in event time: a slice of event time each, or a file of the log each.
 
 Names and bytes are a pure function of (log, slices), so a replayer that starts again passes over what has landed and
-goes on. It reads the log a file at a time. It waits while ``ahead`` shards are not committed, and with ``speed`` set it
-lands each slice when that slice would be over.
+goes on. What the log's side feed says by the time at which a slice begins lands before it. It reads the log a file at
+a time. It waits while ``ahead`` shards are not committed, and with ``speed`` set it lands each slice when that slice
+would be over.
 Shape legend: N rows of a log file.
 """
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.config.recipe import ColumnsConfig, ReplayConfig
 from headrace.errors import DataError
+from headrace.feed.items import ItemsLog
 from headrace.feed.landing import Landed, Landing, open_file, shard_name
 from headrace.feed.schema import check_schema, times_ms
 
@@ -30,8 +32,15 @@ class Replayer:
     """
 
     def __init__(
-        self, config: ReplayConfig, columns: ColumnsConfig, log: Landing, landing: Landing, warmup_shards: int = 1
+        self,
+        config: ReplayConfig,
+        columns: ColumnsConfig,
+        log: Landing,
+        landing: Landing,
+        warmup_shards: int = 1,
+        items: ItemsLog | None = None,
     ) -> None:
+        self._items = items
         self._config = config
         self._ahead = max(config.ahead, warmup_shards)
         self._columns = columns
@@ -63,6 +72,8 @@ class Replayer:
             self._begin()
         landed = []
         while self._next is not None and self._num_landed - committed_files < self._ahead and self._due(now_s):
+            if self._items is not None:
+                self._items.land(self._num_landed, self._first_ms(self._next[0]))
             landed.append(self._landing.land(shard_name(self._num_landed), self._next[0]))
             self._num_landed += 1
             self._next = next(self._slices, None) if self._slices else None
@@ -72,9 +83,14 @@ class Replayer:
         slices = self._cut_log()
         self._num_landed = self._landing.num_landed()
         for _ in range(self._num_landed):
-            next(slices, None)
+            passed = next(slices, None)
+            if self._items is not None and passed is not None:
+                self._items.pass_over(self._first_ms(passed[0]))
         self._next = next(slices, None)
         self._slices = slices  # last: another thread asks whether the log is exhausted
+
+    def _first_ms(self, table: pa.Table) -> int:
+        return int(times_ms(table, self._columns.ts).min())
 
     def _due(self, now_s: float) -> bool:
         assert self._next is not None

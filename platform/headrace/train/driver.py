@@ -21,7 +21,7 @@ from headrace.clock import monotonic_s
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, HeadraceError, TrainingError
-from headrace.feed.items import items_landing
+from headrace.feed.items import ItemsLog, items_landing
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.oracle import Oracle
 from headrace.feed.replayer import Replayer
@@ -405,7 +405,9 @@ def _source(recipe: Recipe, landing: Landing) -> ShardSource | None:
         raise ConfigError("feed.path is not set: name the folder of the log to replay, as in feed.path=/data/globo")
     if "://" not in feed.path and not Path(feed.path).is_dir():
         raise ConfigError(f"feed.path={feed.path} is not a folder: name the folder of the log to replay")
-    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
+    own = items_landing(feed, f"{recipe.run.dir}/items")
+    items = None if own is None or feed.items_path is None else ItemsLog(Landing(feed.items_path), own)
+    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards, items)
 
 
 def _log_to_file(path: Path, stack: ExitStack) -> None:

@@ -122,7 +122,7 @@ class Feeder:
         self._told = 0
         writer = LedgerWriter.open(store, epoch)
         side = items_landing(recipe.feed, f"{recipe.run.dir}/items")
-        items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes, notice)
+        items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes)
         self._keeper = Keeper(
             recipe.feed, recipe.columns, landing, writer, last_cut=recipe.run.max_increments, items=items
         )
