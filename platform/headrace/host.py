@@ -3,11 +3,11 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from headrace import environment
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 
 _log = logging.getLogger(__name__)
 _STARTS = 2
@@ -30,6 +30,28 @@ def start_ray(address: str, num_cpus: int) -> None:
         patiently(lambda: start(num_cpus=num_cpus, include_dashboard=False), ray.shutdown)
     else:
         start()
+
+
+def check_labels(address: str, wanted: Sequence[Mapping[str, str]]) -> None:
+    """ConfigError where labels are asked of a Ray of this process's own, which has none."""
+    asked = [dict(labels) for labels in wanted if labels]
+    if address == "local" and asked:
+        raise ConfigError(
+            f"a Ray of its own has no node with the labels {asked[0]}: join a cluster that has one "
+            "(run.ray_address=auto), or leave the labels out"
+        )
+
+
+def unplaced(wanted: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Those labels that no node of the running Ray has now, each once."""
+    import ray
+
+    asked = [dict(labels) for labels in wanted if labels]
+    if not asked:
+        return []
+    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    missing = [labels for labels in asked if not any(labels.items() <= node.items() for node in nodes)]
+    return [labels for place, labels in enumerate(missing) if labels not in missing[:place]]
 
 
 def stop_ray() -> None:

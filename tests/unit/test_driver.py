@@ -103,6 +103,10 @@ def test_how_a_run_is_tracked_may_change_between_two_starts(tmp_path: Path) -> N
         ([], "feed.path is not set"),
         (["feed.replay.slice_s=300", "feed.path=/nowhere"], "is not a folder"),
         (["feed.path=/tmp", "run.num_workers=20"], "run.num_cpus=8 is too few"),
+        (
+            ["feed.path=/tmp", 'run.read_labels={role="data"}'],
+            "no node with the labels {'role': 'data'}: join a cluster",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_made(tmp_path: Path, words: list[str], said: str) -> None:

@@ -18,6 +18,8 @@ from pydantic import (
 )
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Labels = dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]]
+"""Of a node of the Ray cluster, by key; who asks for several is placed where all of them are."""
 
 
 class Section(BaseModel):
@@ -46,6 +48,13 @@ class RunConfig(Section):
     """Stop after the cut of this number (the warm-up is 0); None: until stopped, or until a replayed log ends."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often the supervisor starts training again after workers died without a commit in between."""
+    train_labels: Labels = {}
+    """Labels of the nodes that hold training workers, such as {"headrace.io/role" = "train"}; none: any node. They need a
+    cluster to join, by ``ray_address``."""
+    replay_labels: Labels = {}
+    """The same, for the actor that keeps replay."""
+    read_labels: Labels = {}
+    """The same, for the tasks that read shards."""
 
 
 class ReplayConfig(Section):
@@ -504,6 +513,8 @@ class ServeConfig(Section):
     """0: any free port."""
     num_replicas: PositiveInt = 1
     autoscaling: AutoscalingConfig | None = None
+    labels: Labels = {}
+    """Labels of the nodes that hold replicas; see ``run.train_labels``."""
     poll_s: PositiveFloat = 0.1
     """How often a replica looks at the pointer."""
     max_batch: PositiveInt = 16
@@ -583,7 +594,7 @@ class Recipe(Section):
         taught = [method.rows for method in self.methods if isinstance(method, DistillConfig)]
         if "replayed" in taught and not self.replays:
             raise ValueError(
-                'the method "distill" has nothing to teach on: add {kind = "replay"} to methods, or set its rows = "new"'
+                'the method "distill" has nothing to teach on: add {kind = "replay"} to methods, or set rows = "new" in it'
             )
         return self
 

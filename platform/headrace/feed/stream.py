@@ -8,8 +8,8 @@ consumer's prefetch holds one more: it pushes the rows before it out of both, so
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +58,8 @@ class StreamSpec:
     """How often the ledger is asked for its next record."""
     last_cut: int | None = None
     """End after this cut, whatever follows; None: at the stop record."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes that may run the read task; none: any."""
 
     def __post_init__(self) -> None:
         assert "://" in self.store_uri or Path(self.store_uri).is_absolute(), "Train's workers change directory"
@@ -82,7 +84,7 @@ def make_dataset(rank: int, world: int, spec: StreamSpec) -> ray.data.Dataset:
             override_num_blocks=1,
             concurrency=1,
             num_cpus=0.25,
-            ray_remote_args={"max_retries": 0},
+            ray_remote_args={"max_retries": 0, "label_selector": dict(spec.labels)},
         )
     finally:
         context.target_max_block_size = block_bytes

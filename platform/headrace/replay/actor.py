@@ -8,7 +8,7 @@ depends on the buffer and its key alone, whatever the order in which ranks ask.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,14 @@ class ReplayActor:
         return self._ranks[rank]
 
 
-def start_actor(spec: ReplaySpec, max_restarts: int = 3) -> Any:  # noqa: ANN401 (a handle of Ray's)
-    """The actor of a run; it lives as long as a handle of its owner's does."""
-    options = {"num_cpus": 0, "max_restarts": max_restarts, "max_task_retries": 0}
+def start_actor(spec: ReplaySpec, max_restarts: int = 3, labels: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401 (a handle of Ray's)
+    """The actor of a run, on a node with these labels; it lives as long as a handle of its owner's does."""
+    options = {
+        "num_cpus": 0,
+        "max_restarts": max_restarts,
+        "max_task_retries": 0,
+        "label_selector": dict(labels or {}),
+    }
     return ray.remote(**options)(ReplayActor).remote(spec)
 
 

@@ -17,7 +17,7 @@ from ray.serve.schema import LoggingConfig
 from headrace.bundles.publish import read_pointer
 from headrace.config.recipe import Recipe, ServeConfig
 from headrace.errors import ConfigError, HeadraceError
-from headrace.host import signals, start_ray, stop_ray
+from headrace.host import check_labels, signals, start_ray, stop_ray
 from headrace.serving.check import Checker
 from headrace.serving.client import Client, StoreSessions
 from headrace.serving.connection import Connection
@@ -41,7 +41,7 @@ def build(store_uri: str, config: ServeConfig) -> serve.Application:
     deployment = serve.deployment(Recall).options(
         name="recall",
         **_replicas(config),
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "label_selector": dict(config.labels)},
         max_ongoing_requests=8 * config.max_batch,
         max_queued_requests=config.max_queued,
         backpressure_config={"retry_after_s": RETRY_AFTER_S},
@@ -110,6 +110,7 @@ def serve_until_stopped(store_uri: str, config: ServeConfig, ray_address: str, s
     if read_pointer(store) is None:
         raise ConfigError(f"nothing is published in {store.uri} yet: train a first version there (headrace run)")
     _free_port(config.host, config.port)
+    check_labels(ray_address, [config.labels])
     stopping = threading.Event()
     start_ray(ray_address, config.most_replicas + 1)
     try:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.oracle import Oracle
 from headrace.feed.replayer import Replayer
 from headrace.feed.synthetic import SyntheticStream
-from headrace.host import signals, start_ray, stop_ray
+from headrace.host import check_labels, signals, start_ray, stop_ray, unplaced
 from headrace.store.fence import Epoch, StoreLock, take_epoch
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
@@ -79,6 +80,7 @@ def run(
     landing = _landing(recipe, run_dir)
     source = source or _source(recipe, landing)
     _check_cpus(recipe)
+    check_labels(recipe.run.ray_address, _labels(recipe))
     if serving is not None:
         serving.check(recipe)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -127,6 +129,8 @@ class _Run:
         stack.callback(stop_ray)
         stack.enter_context(signals(self._ask_to_stop))
         self._observer.phase("Ray started", monotonic_s() - began_s)
+        for labels in unplaced(_labels(self._recipe)):
+            self._observer.notice(f"no node has the labels {labels} yet: what asks for them waits for one")
         follower = Follower(
             self._store,
             self._run_dir / "report.json",
@@ -294,11 +298,14 @@ class _Fit(threading.Thread):
             self._recipe.columns,
             feed.block_bytes,
             last_cut=self.last_cut,
+            labels=run.read_labels,
         )
         name = f"{run.name}-{self._epoch.number}" + (f"-{self.last_cut}" if self.last_cut is not None else "")
         return TorchTrainer(
             partial(work, WorkerSpec(dump_recipe(self._recipe), self._epoch, stream, self._replay())),
-            scaling_config=ScalingConfig(num_workers=run.num_workers, use_gpu=run.use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=run.num_workers, use_gpu=run.use_gpu, label_selector=run.train_labels or None
+            ),
             run_config=RunConfig(
                 name=name,  # one that Train has met before would be resumed
                 storage_path=str(self._run_dir / "train"),
@@ -318,7 +325,7 @@ class _Fit(threading.Thread):
         if not self._recipe.replays:
             return None
         spec = ReplaySpec(self._recipe.replay, self._recipe.seed, self._recipe.run.num_workers, self._recipe.store_uri)
-        self._actor = start_actor(spec)  # it lives as long as this handle
+        self._actor = start_actor(spec, labels=self._recipe.run.replay_labels)  # it lives as long as this handle
         return spec, self._actor
 
 
@@ -384,6 +391,11 @@ def _check_cpus(recipe: Recipe) -> None:
             f"run.num_cpus={run.num_cpus} is too few for {run.num_workers} workers, their readers and {replicas} "
             f"replicas: set run.num_cpus to {wanted} or more; they are logical, so more than the machine has is fine"
         )
+
+
+def _labels(recipe: Recipe) -> list[Mapping[str, str]]:
+    run, serve = recipe.run, recipe.serve
+    return [run.train_labels, run.replay_labels, run.read_labels, *([serve.labels] if serve.enabled else [])]
 
 
 def _landing(recipe: Recipe, run_dir: Path) -> Landing:
