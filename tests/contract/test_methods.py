@@ -6,6 +6,7 @@ import torch
 
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import (
+    DistillConfig,
     MethodConfig,
     OnlineConfig,
     Recipe,
@@ -28,6 +29,7 @@ CONFIGS = [
     pytest.param(OnlineConfig(), id="online"),
     pytest.param(OnlineConfig(warmup_steps=0, max_gradient_norm=None), id="online-unguarded"),
     pytest.param(ReplayMethodConfig(ratio=0.5), id="replay"),
+    pytest.param(DistillConfig(rows="new"), id="distill"),
 ]
 NUM_ITEMS = 20
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another

@@ -594,7 +594,7 @@ class Recipe(Section):
         taught = [method.rows for method in self.methods if isinstance(method, DistillConfig)]
         if "replayed" in taught and not self.replays:
             raise ValueError(
-                'the method "distill" has nothing to teach on: add {kind = "replay"} to methods, or set rows = "new" in it'
+                'the method "distill" has nothing to teach on: add {kind = "replay"} to methods, or set its rows: "new"'
             )
         return self
 

@@ -5,6 +5,7 @@ in any order and are tested without any of them.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -12,6 +13,34 @@ from torch import Tensor
 
 from headrace.inputs.examples import Examples
 from headrace.models.base import RecallModel
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What an increment is about to train on, over all ranks. Made by ``TrainStep``, read by methods."""
+
+    num_new: int
+    """Targets of the increment's own examples."""
+    num_replayed: int
+    """Targets of earlier increments' examples."""
+    num_items: int
+    """Items that are scored."""
+    num_old_items: int
+    """Those of them that the teacher knows."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How much the teacher is heard. Made by a method, read by ``TrainStep``."""
+
+    new: float
+    """Weight of the teacher's word at a new target, whose own word weighs 1."""
+    replayed: float
+    """The same at a replayed target."""
+    own_targets: float
+    """Weight of a replayed target's own word."""
+    temperature: float
+    """By which both models' scores are divided."""
 
 
 class Method:
@@ -41,6 +70,13 @@ class Method:
     def replay_ratio(self) -> float:
         """Runs before training: examples of earlier increments to train on, for each new one; the highest holds."""
         return 0.0
+
+    def lesson(self, mix: Mix) -> Lesson | None:
+        """Runs before an increment's first step where there is a teacher, if ``needs_teacher``; None: it is not heard.
+
+        One method of a recipe teaches, at most.
+        """
+        return None
 
     def end_increment(self, model: RecallModel, examples: Examples, increment: int) -> None:
         """Runs after the last step, before the commit."""

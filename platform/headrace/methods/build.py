@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from headrace.config.recipe import MethodConfig, OnlineConfig, ReplayMethodConfig
+from headrace.config.recipe import DistillConfig, MethodConfig, OnlineConfig, ReplayMethodConfig
 from headrace.methods.base import Method
+from headrace.methods.distill import Distill
 from headrace.methods.online import Online
 from headrace.methods.replay import Replay
 
@@ -16,6 +17,8 @@ def build_method(config: MethodConfig) -> Method:
             return Online(config)
         case ReplayMethodConfig():
             return Replay(config)
+        case DistillConfig():
+            return Distill(config)
         case _:
             assert_never(config)
 

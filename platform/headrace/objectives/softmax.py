@@ -118,10 +118,10 @@ class _CrossEntropy(torch.autograd.Function):
         weight_T: Tensor,
     ) -> Tensor:
         device = query_PD.device.type
-        low_query_PD, low_vectors_ED = (x.to(_product_dtype(query_PD)) for x in (query_PD, vectors_ED))
+        low_query_PD, low_vectors_ED = (x.to(product_dtype(query_PD)) for x in (query_PD, vectors_ED))
         with torch.autocast(device, enabled=False):
             logit_PE = low_query_PD @ low_vectors_ED.T
-            probability_PE = _softmax(logit_PE)
+            probability_PE = softmax_(logit_PE)
         ctx.save_for_backward(low_query_PD, low_vectors_ED, probability_PE, query_T, column_T, weight_T)
         return _loss(probability_PE, query_T, column_T, weight_T)
 
@@ -153,12 +153,12 @@ class _SampledCrossEntropy(torch.autograd.Function):
         correction_E: Tensor,
     ) -> Tensor:
         device = query_PD.device.type
-        low_query_PD, low_vectors_ED = (x.to(_product_dtype(query_PD)) for x in (query_PD, vectors_ED))
+        low_query_PD, low_vectors_ED = (x.to(product_dtype(query_PD)) for x in (query_PD, vectors_ED))
         with torch.autocast(device, enabled=False):
             logit_PE = low_query_PD @ low_vectors_ED.T
             corrected_PE = logit_PE + correction_E
             corrected_PE[query_T, column_T] = logit_PE[query_T, column_T].to(corrected_PE.dtype)
-            probability_PE = _softmax(corrected_PE)
+            probability_PE = softmax_(corrected_PE)
         low_probability_PE = logit_PE.copy_(probability_PE)
         ctx.save_for_backward(low_query_PD, low_vectors_ED, low_probability_PE, query_T, column_T, weight_T)
         return _loss(probability_PE, query_T, column_T, weight_T)
@@ -168,12 +168,13 @@ class _SampledCrossEntropy(torch.autograd.Function):
         return (*_CrossEntropy.backward(ctx, *gradients), None)
 
 
-def _product_dtype(like: Tensor) -> torch.dtype:
+def product_dtype(like: Tensor) -> torch.dtype:
+    """In which products are taken: autocast's kind of number, if it is on, else that of ``like``."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def _softmax(logit_PE: Tensor) -> Tensor:
+def softmax_(logit_PE: Tensor) -> Tensor:
     """Probabilities in place of the logits, in one pass (sums are float32 inside). The array may be taken over."""
     return torch.softmax(logit_PE, 1, out=logit_PE if logit_PE.device.type == "cpu" else None)
 

@@ -7,6 +7,7 @@ ranks decide alike.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -205,10 +206,10 @@ def _train(
     start_rows(state)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
-    mixed = _mixed(made, state, increment, watch)
+    replayed = _replayed(made, state, increment, watch)
     passed = train_passes(
         state.step,
-        mixed,
+        made,
         state.catalogue.touched(state.eligible),
         state.catalogue.slot_I,
         epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
@@ -223,24 +224,24 @@ def _train(
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
         expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
+        replayed=replayed,
     _remember(intake, state)
-    replayed = group.gather({"replayed": np.array([len(mixed) - len(made)])})
-    num_replayed = sum(int(part["replayed"][0]) for part in replayed)
+    counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})
+    num_replayed = sum(int(part["replayed"][0]) for part in counts)
     return Trained(passed, num_replayed, update_ratio)
 
 
-def _mixed(made: Examples, state: LearnerState, increment: int, watch: Stopwatch) -> Examples:
-    """New examples with as many of the past as the methods ask for; the wait is booked under "replay"."""
+def _replayed(made: Examples, state: LearnerState, increment: int, watch: Stopwatch) -> Examples | None:
+    """As many examples of the past as the methods ask for beside the new ones; the wait is booked under "replay"."""
     if state.replay is None:
-        return made
+        return None
     watch.lap("train")
     wanted = round(max(method.replay_ratio() for method in state.methods) * len(made))
     whole, rest = divmod(wanted, _REPLAY_BATCH)
     sizes = [_REPLAY_BATCH] * whole + ([rest] if rest else [])
-    for batch in state.replay.batches(increment, sizes):
-        made = join(made, batch)
+    batches = list(state.replay.batches(increment, sizes))
     watch.lap("replay")
-    return made
+    return reduce(join, batches) if batches else None
 
 
 def _remember(intake: Intake, state: LearnerState) -> None:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
+from headrace.methods.base import Lesson
 from headrace.records import generator
+from headrace.replay.packed import join
 from headrace.train.group import Group
 from headrace.train.step import StepBatch, TrainStep
 
@@ -31,10 +33,25 @@ class PassStats:
     targets_outside: int
     """Targets of one epoch outside it: they weigh nothing."""
     loss_per_epoch: tuple[float, ...]
-    """Mean negative log likelihood a unit of weight, while training (with dropout)."""
+    """Mean negative log likelihood a unit of weight, while training (with dropout); the teacher's word is not in it."""
     last_gradient_norm: float
     seconds: float
     """Wall time on this rank; never part of a state."""
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What is said at each target, and how much it weighs."""
+
+    column_T: NDArray[np.int64]
+    """The target among the eligible items; -1: outside."""
+    weight_T: NDArray[np.float32]
+    """Of the whole target: what a step's loss is divided by."""
+    own_T: NDArray[np.float32]
+    """Of its own word."""
+    soft_T: NDArray[np.float32] | None
+    """Of the teacher's; None: it is not heard."""
+    temperature: float
 
 
 def train_passes(
@@ -46,42 +63,61 @@ def train_passes(
     epochs: int,
     seed: int,
     increment: int,
+    replayed: Examples | None = None,
 ) -> PassStats:
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
 
-    ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table.
+    ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
+    of earlier increments, which are mixed with the others.
     """
     began = time.perf_counter()
     group, num_steps, losses = step.group, 0, []
     examples = examples.known(slot_I)
+    num_new = len(examples)
+    if replayed is not None:
+        examples = join(examples, replayed.known(slot_I))
     slots, column_T = _columns(examples.target_T, eligible, slot_I)
-    weight_T = np.where(column_T < 0, np.float32(0.0), examples.weight_T)
-    counts = _sum(group, "targets", np.array([(column_T >= 0).sum(), (column_T < 0).sum()]))
+    is_new_T = examples.sequence_T < num_new
+    inside = [((column_T >= 0) & (is_new_T == new)).sum() for new in (True, False)]
+    counts = _sum(group, "targets", np.array([*inside, (column_T < 0).sum()]))
+    words = _words(examples, column_T, is_new_T, step.lesson(int(counts[0]), int(counts[1]), slots))
     slot_E = torch.from_numpy(slots).to(step.device)
     if step.counts_targets:
         gathered = group.gather({"slot": slot_I[examples.target_T[column_T >= 0]]})
         step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), int(slot_I.max(initial=-1)) + 1)
+    own_weight = _sum(group, "own", np.array([words.own_T.sum(dtype=np.float64)]))[0]
     for epoch in range(epochs):
         draw = generator(seed, "batches", increment, epoch, group.rank)
         plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)
-        weight_K = _weights(examples, weight_T, plan)
-        total_K = _sum(group, "weight", weight_K)
+        total_K = _sum(group, "weight", _weights(examples, words.weight_T, plan))
         loss = 0.0
-        batches = _batches(examples, column_T, weight_T, slot_I, plan)
+        batches = _batches(examples, words, slot_I, plan)
         for total in total_K.tolist():
             batch = next(batches, None)
             if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
                 loss += step.run(batch, total, slot_E)
                 num_steps += 1
-        losses.append(_sum(group, "loss", np.array([loss]))[0] / max(total_K.sum(), 1e-30))
+        losses.append(_sum(group, "loss", np.array([loss]))[0] / max(own_weight, 1e-30))
     return PassStats(
         num_steps,
-        int(counts[0]),
-        int(counts[1]),
+        int(counts[0] + counts[1]),
+        int(counts[2]),
         tuple(float(value) for value in losses),
         step.last_gradient_norm,
         time.perf_counter() - began,
     )
+
+
+def _words(
+    examples: Examples, column_T: NDArray[np.int64], is_new_T: NDArray[np.bool_], lesson: Lesson | None
+) -> _Words:
+    """Every target has its own word; the teacher's is heard as the lesson says."""
+    weight_T = np.where(column_T < 0, np.float32(0.0), examples.weight_T)
+    if lesson is None:
+        return _Words(column_T, weight_T, weight_T, None, 1.0)
+    own_T = weight_T * np.where(is_new_T, 1.0, lesson.own_targets).astype(np.float32)
+    soft_T = weight_T * np.where(is_new_T, lesson.new, lesson.replayed).astype(np.float32)
+    return _Words(column_T, weight_T, own_T, soft_T, lesson.temperature)
 
 
 def _columns(
@@ -121,11 +157,7 @@ def _weights(examples: Examples, weight_T: NDArray[np.float32], plan: list[NDArr
 
 
 def _batches(
-    examples: Examples,
-    column_T: NDArray[np.int64],
-    weight_T: NDArray[np.float32],
-    slot_I: NDArray[np.int64],
-    plan: list[NDArray[np.int64]],
+    examples: Examples, words: _Words, slot_I: NDArray[np.int64], plan: list[NDArray[np.int64]]
 ) -> Iterator[StepBatch]:
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples) + 1))
     length_S = examples.contexts.length_Q
@@ -142,4 +174,13 @@ def _batches(
         key_P, query_T = np.unique(key_T, return_inverse=True)
         used_B, row_P = np.unique(key_P // reach, return_inverse=True)
         inputs = pad(examples.contexts.take(members[used_B]), slot_I)
-        yield StepBatch(inputs, row_P, key_P % reach, query_T, column_T[flat_T], weight_T[flat_T])
+        yield StepBatch(
+            inputs,
+            row_P,
+            key_P % reach,
+            query_T,
+            words.column_T[flat_T],
+            words.own_T[flat_T],
+            None if words.soft_T is None else words.soft_T[flat_T],
+            words.temperature,
+        )

@@ -24,13 +24,14 @@ from headrace.config.recipe import TrainConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples
-from headrace.methods.base import Method
+from headrace.methods.base import Lesson, Method, Mix
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts, join_chunks, row_chunks
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
 from headrace.train.group import Group
+from headrace.train.teacher import Teacher
 from headrace.train.touched import TableView, TouchedRows
 
 _TABLE = "table"
@@ -56,6 +57,11 @@ class StepBatch:
     column_T: NDArray[np.int64]
     """Among the eligible items; -1: outside, which weighs nothing."""
     weight_T: NDArray[np.float32]
+    """Of the target's own word."""
+    soft_T: NDArray[np.float32] | None = None
+    """Of the teacher's word at the target's query; None: it is not heard."""
+    temperature: float = 1.0
+    """Of the comparison with the teacher."""
 
 
 class TrainStep:
@@ -83,6 +89,8 @@ class TrainStep:
         self.steps_since_fresh = 0
         self.step_in_increment = 0
         self.last_gradient_norm = 0.0
+        self._teacher: Teacher | None = None
+        """The model as it was before the increment, if a method needs it; none where nothing was trained before."""
         self._moments: dict[str, dict[str, Tensor]] = {}
         """Of parameters by name, as the last state had them, until ``begin_increment`` hands them to the optimizer."""
         self._parameters: dict[str, Tensor] = {}
@@ -123,6 +131,9 @@ class TrainStep:
         for method in self.methods:
             method.begin_increment(self.model, increment)
         self._moments = self._collect_moments()
+        self._teacher = None
+        if self.steps_since_fresh and any(method.needs_teacher for method in self.methods):
+            self._teacher = Teacher(self.model, self._num_trained_rows())
         encoder = {name: value for name, value in self.model.encoder.named_parameters() if value.requires_grad}
         self._parameters = {f"encoder.{name}": value for name, value in encoder.items()}
         weight_VD = self.model.table.weight.detach()
@@ -143,14 +154,25 @@ class TrainStep:
     def reset_rows(self, slot_R: NDArray[np.int64]) -> None:
         """After ``begin_increment``: these rows belong to other items now, and start afresh with all their state."""
         self.model.table.reset(torch.from_numpy(slot_R).to(self.device))
+        if self._teacher is not None:
+            self._teacher.forget(slot_R)
         if self._touched is not None:
             self._touched.reset(slot_R)
             return
         for moment in self._collect_moments().get(_TABLE, {}).values():
             moment[torch.from_numpy(slot_R).to(self.device)] = 0.0
 
+    def lesson(self, num_new: int, num_replayed: int, slot_E: NDArray[np.int64]) -> Lesson | None:
+        """How much the teacher is heard in this increment; the counts are targets of all ranks."""
+        if self._teacher is None:
+            return None
+        mix = Mix(num_new, num_replayed, len(slot_E), self._teacher.num_known(slot_E))
+        lessons = [method.lesson(mix) for method in self.methods if method.needs_teacher]
+        return next((lesson for lesson in lessons if lesson is not None), None)
+
     def end_increment(self, examples: Examples) -> None:
         """Let the methods look at the trained model; after the last step, before the commit."""
+        self._teacher = None
         for method in self.methods:
             method.end_increment(self.model, examples, self.increment)
 
@@ -272,14 +294,14 @@ class TrainStep:
         is_prefix = int(view.index_C[-1]) == len(vectors_CD) - 1
         if is_prefix:  # the gradient is added where it belongs as it comes, and not copied twice
             vectors_CD.grad = gradient_RD[: len(vectors_CD)]
-        arrays = (batch.query_T, view.column_T, batch.weight_T)
-        query_T, column_T, weight_T = (torch.from_numpy(array).to(device) for array in arrays)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             row_P, back_P = torch.from_numpy(batch.row_P), torch.from_numpy(batch.back_P)
             query_PD = model.encoder(batch.inputs, item_BLD, row_P, back_P)
             query_PD, scored_CD = model.query_side(query_PD), model.item_side(vectors_CD)
-            loss = self.objective.loss(query_PD, scored_CD, query_T, column_T, weight_T, view.correction_C)
-        (loss / total_weight).backward()  # type: ignore[no-untyped-call]
+            loss = self._own_loss(batch, view, query_PD, scored_CD)
+            soft_loss = self._soft_loss(batch, view, query_PD, scored_CD)
+        whole = loss if soft_loss is None else loss + soft_loss
+        (whole / total_weight).backward()  # type: ignore[no-untyped-call]
         assert item_BLD.grad is not None
         assert vectors_CD.grad is not None
         if not is_prefix:
@@ -288,6 +310,34 @@ class TrainStep:
         # index_put_ sums repeated rows in a fixed order on every device, which index_add_ does not on CUDA
         gradient_RD.index_put_((view.index_BL[is_event_BL],), item_BLD.grad[is_event_BL], accumulate=True)
         return float(loss.detach())
+
+    def _own_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor:
+        """The targets' own word: the undivided loss of those that have one."""
+        query_T, column_T, weight_T = batch.query_T, view.column_T, batch.weight_T
+        if batch.soft_T is not None and not weight_T.all():
+            told_T = np.flatnonzero(weight_T)
+            place_P, query_T = np.unique(query_T[told_T], return_inverse=True)
+            column_T, weight_T = column_T[told_T], weight_T[told_T]
+            query_PD = query_PD[torch.from_numpy(place_P).to(self.device)]
+        query, column, weight = (torch.from_numpy(array).to(self.device) for array in (query_T, column_T, weight_T))
+        return self.objective.loss(query_PD, scored_CD, query, column, weight, view.correction_C)
+
+    def _soft_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor | None:
+        """The teacher's word: the undivided loss of the queries at which it is heard; None where it is not."""
+        if self._teacher is None or batch.soft_T is None:
+            return None
+        weight_P = np.bincount(batch.query_T, batch.soft_T, len(query_PD)).astype(np.float32)
+        slot_C = view.index_C if view.slot_R is None else view.slot_R[view.index_C]
+        student, temperature = (query_PD, scored_CD), batch.temperature
+        return self._teacher.loss(
+            batch.inputs, batch.row_P, batch.back_P, weight_P, student, slot_C, view.correction_C, temperature
+        )
+
+    def _num_trained_rows(self) -> int:
+        """Rows of the table that were in use in the increment before."""
+        if self._touched is not None:
+            return self._touched.num_slots
+        return len(self._moments[_TABLE]["exp_avg"]) if _TABLE in self._moments else 0
 
     def _add_penalties(self, view: TableView, gradient_RD: Tensor) -> None:
         penalties = [value for method in self.methods for value in method.penalties(self.model).values()]

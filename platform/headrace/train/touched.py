@@ -52,7 +52,8 @@ class TouchedRows:
         self.seed = seed
         self.adam = RowAdam(weight_VD)
         self.frequencies = Frequencies(config.half_life_targets) if config.draw == "frequency" else None
-        self._num_slots = 0
+        self.num_slots = 0
+        """Rows of the table that are in use."""
         self._weight_VD = weight_VD
         self._is_touched_V = torch.zeros(0, dtype=torch.bool)
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -62,7 +63,7 @@ class TouchedRows:
 
     def begin(self, weight_VD: Tensor, num_slots: int) -> None:
         """Before an increment's first step: ``weight_VD`` is the whole table, grown."""
-        self._weight_VD, self._num_slots = weight_VD, num_slots
+        self._weight_VD, self.num_slots = weight_VD, num_slots
         self.adam.grow(len(weight_VD))
         self._is_touched_V = torch.zeros(len(weight_VD), dtype=torch.bool, device=weight_VD.device)
         self._before = []
@@ -125,7 +126,7 @@ class TouchedRows:
 
     def moved(self) -> tuple[float, float]:
         """The squared norms of what rows have moved by since ``begin``, and of all rows in use as they were then."""
-        moved, norm = 0.0, float(torch.linalg.vector_norm(self._weight_VD[: self._num_slots])) ** 2
+        moved, norm = 0.0, float(torch.linalg.vector_norm(self._weight_VD[: self.num_slots])) ** 2
         for slot_R, before_RD in self._before:
             after_RD, before_RD = self._weight_VD.index_select(0, slot_R).double(), before_RD.double()
             moved += float((after_RD - before_RD).square().sum())
@@ -135,8 +136,8 @@ class TouchedRows:
     def state(self) -> Parts:
         """Named parts, cut as the model's table is."""
         parts: Parts = {}
-        if self._num_slots:
-            parts |= row_chunks(_TABLE, {key: value[: self._num_slots] for key, value in self.adam.tensors.items()})
+        if self.num_slots:
+            parts |= row_chunks(_TABLE, {key: value[: self.num_slots] for key, value in self.adam.tensors.items()})
         if self.frequencies is not None:
             parts[_FREQUENCY] = {"count": self.frequencies.count_V}
         return parts
@@ -146,7 +147,7 @@ class TouchedRows:
         if f"{_TABLE}/00000" in parts:
             for key in RowAdam.KEYS:
                 self.adam.tensors[key] = self._to_device(join_chunks(_TABLE, key, parts))
-            self._num_slots = len(self.adam.tensors["touched_at"])
+            self.num_slots = len(self.adam.tensors["touched_at"])
         if self.frequencies is not None:
             self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
 
