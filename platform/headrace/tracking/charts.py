@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.tracking.report import Outcome
-from headrace.tracking.series import Curve, Floats, kept, log_ticks, round_ticks, spread, stretches
+from headrace.tracking.series import Curve, Floats, kept, log_ticks, round_ticks, spread
+from headrace.tracking.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, area, curve, drawing, end_labels, text
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 100, 128, 14, 26
 _MOST_POINTS = 400  # of a curve
 _MOST_COLUMNS = 240  # that tell their values when pointed at
-_LABEL_GAP = 15  # between the names at the ends of curves
-_LABEL_CHARS = 17
 _LANE = 30
 _MOST_WORDS = 4  # outcomes that one tick tells of
 _LOG_FROM = 20  # greatest over median from which an axis is logarithmic
@@ -37,42 +35,49 @@ class Line:
 class _Frame:
     """Axes of one chart, and where a value lies in it."""
 
-    def __init__(self, cuts: Sequence[int], ticks: Sequence[float], height: int, is_log: bool = False) -> None:
+    def __init__(
+        self,
+        cuts: Sequence[int],
+        ticks: Sequence[float],
+        height: int,
+        is_log: bool = False,
+        axis: str = "increment",
+    ) -> None:
+        self.axis = axis
         self.cuts = cuts
         self.ticks = ticks
         self.height = height
         self.is_log = is_log
-        self.column = (_WIDTH - _LEFT - _RIGHT) / max(len(cuts), 1)
+        self.column = (WIDTH - LEFT - RIGHT) / max(len(cuts), 1)
 
     def x(self, index_K: NDArray[np.int64]) -> Floats:
         """Middles of the columns of these increments."""
-        return np.asarray(_LEFT + (index_K + 0.5) * self.column)
+        return np.asarray(LEFT + (index_K + 0.5) * self.column)
 
     def y(self, value_K: Floats) -> Floats:
         """Heights of these values."""
         low, high = self.ticks[0], self.ticks[-1]
         share_K = np.log(value_K / low) / np.log(high / low) if self.is_log else (value_K - low) / (high - low)
-        return np.asarray(_TOP + (self.height - _TOP - _BOTTOM) * (1 - share_K))
+        return np.asarray(TOP + (self.height - TOP - BOTTOM) * (1 - share_K))
 
     def axes(self, unit: str) -> list[str]:
         """Grid, figures beside it, numbers of the increments below."""
-        parts = [_text(0, _TOP + 4, unit)]
+        parts = [text(0, TOP + 4, unit)]
         for tick, y in zip(self.ticks, self.y(np.array(self.ticks)), strict=True):
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(_text(_LEFT - 10, y + 4, f"{tick:.6g}", "end"))
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(text(LEFT - 10, y + 4, f"{tick:.6g}", "end"))
         return [*parts, *self.numbers()]
 
     def numbers(self) -> list[str]:
         """Cuts along the x axis, round ones."""
-        base = self.height - _BOTTOM + 18
-        parts = [_text(_WIDTH - _RIGHT + 30, base, "increment")]
+        base = self.height - BOTTOM + 18
+        parts = [text(WIDTH - RIGHT + 30, base, self.axis)]
         if self.cuts:
             place = {cut: at for at, cut in enumerate(self.cuts)}
             ticks = [round(tick) for tick in round_ticks(self.cuts[0], max(self.cuts[-1], self.cuts[0] + 5), 8)]
             found = np.array([place[tick] for tick in dict.fromkeys(ticks) if tick in place], dtype=np.int64)
             parts += [
-                _text(x, base, f"{self.cuts[at]}", "middle")
-                for at, x in zip(found.tolist(), self.x(found), strict=True)
+                text(x, base, f"{self.cuts[at]}", "middle") for at, x in zip(found.tolist(), self.x(found), strict=True)
             ]
         return parts
 
@@ -80,16 +85,16 @@ class _Frame:
         """Columns that tell their values when pointed at; by index of the increment."""
         shown = list(words)
         ends = [0, *((one + other + 1) / 2 for one, other in pairwise(shown)), len(self.cuts)]
-        height = self.height - _TOP - _BOTTOM
+        height = self.height - TOP - BOTTOM
         return [
-            f'<rect class="hover" x="{_LEFT + first * self.column:.1f}" y="{_TOP}" '
+            f'<rect class="hover" x="{LEFT + first * self.column:.1f}" y="{TOP}" '
             f'width="{(end - first) * self.column:.1f}" height="{height}"><title>{escape(words[at])}</title></rect>'
             for at, first, end in zip(shown, ends, ends[1:], strict=False)
         ]
 
 
-def lines_chart(cuts: Sequence[int], lines: Sequence[Line], unit: str) -> str:
-    """Curves with their bands, each named at its end; "" where there is nothing to draw."""
+def lines_chart(cuts: Sequence[int], lines: Sequence[Line], unit: str, axis: str = "increment") -> str:
+    """Curves with their bands, each named at its end; "" where there is nothing to draw. ``axis``: what a cut is."""
     drawn = [line for line in lines if np.isfinite(line.curve.mean_C).any()]
     if not drawn:
         return ""
@@ -97,21 +102,21 @@ def lines_chart(cuts: Sequence[int], lines: Sequence[Line], unit: str) -> str:
         [bound(line.curve.mean_C + sign * np.nan_to_num(line.curve.half_C)) for line in drawn]
         for bound, sign in ((np.nanmin, -1), (np.nanmax, 1))
     )
-    frame = _Frame(cuts, round_ticks(max(float(min(low)), 0.0), float(max(high))), 340)
+    frame = _Frame(cuts, round_ticks(max(float(min(low)), 0.0), float(max(high))), 340, axis=axis)
     shown = kept(len(cuts), _MOST_POINTS)
     parts, ends = frame.axes(unit), []
     for line in reversed(drawn):  # the first one on top
         mean_K, half_K = line.curve.mean_C[shown], line.curve.half_C[shown]
         x_K, y_K = frame.x(shown), frame.y(mean_K)
         low_K, high_K = frame.y(np.maximum(mean_K - half_K, frame.ticks[0])), frame.y(mean_K + half_K)
-        parts += [_area("band " + line.css, x_K, low_K, high_K), _curve("line " + line.css, x_K, y_K)]
+        parts += [area("band " + line.css, x_K, low_K, high_K), curve("line " + line.css, x_K, y_K)]
         last = int(np.flatnonzero(np.isfinite(y_K))[-1])
         ends.append((float(y_K[last]), float(x_K[last]), line.name, line.css))
     words = {
-        at: "\n".join([f"increment {cuts[at]}", *(_value(line, at, unit) for line in drawn)])
+        at: "\n".join([f"{axis} {cuts[at]}", *(_value(line, at, unit) for line in drawn)])
         for at in kept(len(cuts), _MOST_COLUMNS).tolist()
     }
-    return _svg(340, [*parts, *_end_labels(ends, 340 - _BOTTOM), *frame.hovers(words)])
+    return drawing(340, [*parts, *end_labels(ends, 340 - BOTTOM), *frame.hovers(words)])
 
 
 def stack_chart(cuts: Sequence[int], layers: Mapping[str, Floats], css: Mapping[str, str]) -> str:
@@ -126,10 +131,10 @@ def stack_chart(cuts: Sequence[int], layers: Mapping[str, Floats], css: Mapping[
     parts, ends = frame.axes("%"), []
     x_K, base_K = frame.x(shown), np.where(known_K, 0.0, np.nan)
     if len(shown) == 1:  # an area needs a width
-        x_K, base_K = np.array([_LEFT, _WIDTH - _RIGHT], dtype=np.float64), np.repeat(base_K, 2)
+        x_K, base_K = np.array([LEFT, WIDTH - RIGHT], dtype=np.float64), np.repeat(base_K, 2)
     for name, value_C in layers.items():
         top_K = base_K + 100 * np.nan_to_num(np.resize(value_C[shown], len(x_K)))
-        parts.append(_area("layer " + css[name], x_K, frame.y(base_K), frame.y(top_K)))
+        parts.append(area("layer " + css[name], x_K, frame.y(base_K), frame.y(top_K)))
         last = int(np.flatnonzero(np.isfinite(top_K))[-1])
         ends.append((float(frame.y((base_K + top_K) / 2)[last]), float(x_K[last]), name, css[name]))
         base_K = top_K
@@ -139,7 +144,7 @@ def stack_chart(cuts: Sequence[int], layers: Mapping[str, Floats], css: Mapping[
         )
         for at in kept(len(cuts), _MOST_COLUMNS).tolist()
     }
-    return _svg(260, [*parts, *_end_labels(ends, 260 - _BOTTOM), *frame.hovers(words)])
+    return drawing(260, [*parts, *end_labels(ends, 260 - BOTTOM), *frame.hovers(words)])
 
 
 def spread_chart(cuts: Sequence[int], value_C: Floats, css: str, unit: str) -> str:
@@ -154,32 +159,32 @@ def spread_chart(cuts: Sequence[int], value_C: Floats, css: str, unit: str) -> s
     x_K = frame.x(at_K)
     parts = [
         *frame.axes(unit + (", log" if is_log else "")),
-        _area("band " + css, x_K, frame.y(least_K), frame.y(most_K)),
-        _curve("line " + css, x_K, frame.y(median_K)),
+        area("band " + css, x_K, frame.y(least_K), frame.y(most_K)),
+        curve("line " + css, x_K, frame.y(median_K)),
     ]
     words = {
         int(at): f"increment {cuts[at]}\n" + ("nothing" if np.isnan(median) else f"{median:.3g} {unit}")
         for at, median in zip(at_K, median_K, strict=True)
     }
-    return _svg(230, [*parts, *frame.hovers(words)])
+    return drawing(230, [*parts, *frame.hovers(words)])
 
 
 def outcomes_chart(cuts: Sequence[int], outcomes: Sequence[Outcome], lanes: Mapping[str, Sequence[Outcome]]) -> str:
     """A lane per kind of outcome, a tick per increment that says why when it is pointed at."""
     if not outcomes:
         return ""
-    height = _TOP + _LANE * len(lanes) + _BOTTOM
+    height = TOP + _LANE * len(lanes) + BOTTOM
     frame = _Frame(cuts, [0, 1], height)
     place = {outcome.cut: at for at, outcome in enumerate(outcomes)}
     parts = frame.numbers()
     for row, (lane, found) in enumerate(lanes.items()):
-        top = _TOP + row * _LANE
+        top = TOP + row * _LANE
         middle = top + _LANE / 2
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{middle}" y2="{middle}"/>')
-        parts.append(_text(_LEFT - 10, middle + 4, lane, "end", "lane"))
-        parts.append(_text(_WIDTH - _RIGHT + 12, middle + 4, f"{len(found):,}"))
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{middle}" y2="{middle}"/>')
+        parts.append(text(LEFT - 10, middle + 4, lane, "end", "lane"))
+        parts.append(text(WIDTH - RIGHT + 12, middle + 4, f"{len(found):,}"))
         parts += _ticks(frame, "tick " + lane.replace(" ", "-"), top + 5, found, place)
-    return _svg(height, parts)
+    return drawing(height, parts)
 
 
 def _ticks(frame: _Frame, css: str, top: float, found: Sequence[Outcome], place: Mapping[int, int]) -> list[str]:
@@ -216,54 +221,3 @@ def _value(line: Line, at: int, unit: str) -> str:
 
 def _percent(share: float) -> str:
     return "nothing" if np.isnan(share) else f"{share:.1%}"
-
-
-def _curve(css: str, x_K: Floats, y_K: Floats) -> str:
-    parts = []
-    for run in stretches(np.isfinite(y_K)):
-        if run.stop - run.start == 1:
-            parts.append(f'<circle class="{css} dot" cx="{x_K[run][0]:.1f}" cy="{y_K[run][0]:.1f}" r="3.5"/>')
-        else:
-            parts.append(f'<polyline class="{css}" points="{_points(x_K[run], y_K[run])}"/>')
-    return "".join(parts)
-
-
-def _area(css: str, x_K: Floats, low_K: Floats, high_K: Floats) -> str:
-    parts = []
-    for run in stretches(np.isfinite(low_K) & np.isfinite(high_K)):
-        around = _points(np.append(x_K[run], x_K[run][::-1]), np.append(high_K[run], low_K[run][::-1]))
-        parts.append(f'<polygon class="{css}" points="{around}"/>')
-    return "".join(parts)
-
-
-def _points(x_K: Floats, y_K: Floats) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_K, y_K, strict=True))
-
-
-def _end_labels(ends: Sequence[tuple[float, float, str, str]], bottom: float) -> list[str]:
-    """Names beside the ends of curves (y, x, name, class), moved apart where they would overlap."""
-    ordered = sorted(ends)
-    ys: list[float] = []
-    for y, *_ in ordered:
-        ys.append(max(y, ys[-1] + _LABEL_GAP) if ys else y)
-    limit = bottom
-    for at in reversed(range(len(ys))):  # back up where the last ones were pushed out of the chart
-        ys[at] = min(ys[at], limit)
-        limit = ys[at] - _LABEL_GAP
-    parts = []
-    for y, (end_y, end_x, name, css) in zip(ys, ordered, strict=True):
-        short = name if len(name) <= _LABEL_CHARS else name[: _LABEL_CHARS - 1] + "…"
-        x = _WIDTH - _RIGHT
-        parts.append(f'<path class="leader {css}" d="M{end_x:.1f} {end_y:.1f}H{x}L{x + 9} {y:.1f}"/>')
-        parts.append(_text(x + 12, y + 4, short))
-    return parts
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> str:
-    kind = f' class="{css}"' if css else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: int, parts: Sequence[str]) -> str:
-    frame = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">'
-    return "\n".join([frame, *filter(None, parts), "</svg>"])

@@ -3,7 +3,7 @@
 A pure function of the report and of what was decided on each increment. Every figure is defined in docs/metrics.md.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 
 from headrace.tracking.charts import Line, lines_chart, outcomes_chart, spread_chart, stack_chart
 from headrace.tracking.console import ROLLED_BACK
-from headrace.tracking.page_style import NUM_EXPERT_COLOURS, STYLE
+from headrace.tracking.html import data_table, legend_list, section, whole
+from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.report import Outcome, replace_whole
 from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
 
@@ -38,14 +39,7 @@ def build_page(
         _outcomes(cuts, outcomes),
         _counters(report),
     ]
-    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}"/>' if is_running else ""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"/>{refresh}'
-        f"<title>{escape(title)} - Headrace</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
+    return whole(title, body, refresh_s=_REFRESH_S if is_running else None)
 
 
 def write_page(path: Path, page: str) -> None:
@@ -109,16 +103,16 @@ def _recall(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str,
         f"In %, each cut scored before anything learned from it. Running mean of {window} increments; the band is its "
         "95 % (1.96 standard errors, as of independent increments). Beside the names: the newest."
     )
-    legend = _legend((line.name, line.css, _newest(line)) for line in lines)
-    return _section("Recall@20", note, legend, lines_chart(cuts, lines, "%"))
+    legend = legend_list((line.name, line.css, _newest(line)) for line in lines)
+    return section("Recall@20", note, legend, lines_chart(cuts, lines, "%"))
 
 
 def _weights(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str, str]) -> str:
     layers = {name: floats(values) for name, values in report.get("blend_weights", {}).items()}
     chart = stack_chart(cuts, layers, colour)
     note = "Each expert's weight in what is served, after each increment. Beside the names: the newest."
-    legend = _legend((name, colour[name], _share_of(weight_C)) for name, weight_C in layers.items())
-    return _section("Weights of the blend", note, legend, chart)
+    legend = legend_list((name, colour[name], _share_of(weight_C)) for name, weight_C in layers.items())
+    return section("Weights of the blend", note, legend, chart)
 
 
 def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
@@ -128,7 +122,7 @@ def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
         "Seconds from a shard's landing to answers with it from every replica, median of each cut's events. "
         f"Over all events: median {_duration(fresh.get('p50'))}, 99th percentile {_duration(fresh.get('p99'))}."
     )
-    return _section("Freshness", note, "", chart)
+    return section("Freshness", note, "", chart)
 
 
 def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
@@ -138,9 +132,9 @@ def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
         lanes[ROLLED_BACK if went_back else outcome.verdict].append(outcome)
     told = sorted((one for lane in _LANES[1:] for one in lanes[lane]), key=lambda one: one.cut)[-_MOST_TOLD:]
     rows = [(f"{one.cut}", "" if one.version is None else f"{one.version}", one.verdict, one.reason) for one in told]
-    table = _table(("increment", "version", "verdict", "reason"), rows, numbers=(0, 1)) if rows else ""
+    table = data_table(("increment", "version", "verdict", "reason"), rows, numbers=(0, 1)) if rows else ""
     note = "What was decided on each increment; point at a tick for the reason."
-    return _section("Versions and verdicts", note, "", outcomes_chart(cuts, outcomes, lanes) + table)
+    return section("Versions and verdicts", note, "", outcomes_chart(cuts, outcomes, lanes) + table)
 
 
 def _counters(report: Mapping[str, Any]) -> str:
@@ -153,19 +147,8 @@ def _counters(report: Mapping[str, Any]) -> str:
     adds_up = sum(terms.values()) == came_in
     word = f"{_GOOD} The terms add up to events_in." if adds_up else f"{_BAD} The terms do not add up to events_in."
     state = "good-word" if adds_up else "bad-word"
-    table = _table(("rows", "", "share"), rows, numbers=(1, 2)) + f'<p class="{state}">{word}</p>' if rows else ""
-    return _section("Where every row went", "As of the newest commit.", "", table)
-
-
-def _section(heading: str, note: str, legend: str, content: str) -> str:
-    shown = f'{legend}<div class="chart">{content}</div>' if content else "<p>Nothing yet.</p>"
-    return f"<section><h2>{escape(heading)}</h2><p>{escape(note)}</p>{shown}</section>"
-
-
-def _legend(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Names, classes, and newest values."""
-    items = [f'<li><i class="{css}"></i>{escape(name)} <b>{escape(value)}</b></li>' for name, css, value in entries]
-    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
+    table = data_table(("rows", "", "share"), rows, numbers=(1, 2)) + f'<p class="{state}">{word}</p>' if rows else ""
+    return section("Where every row went", "As of the newest commit.", "", table)
 
 
 def _newest(line: Line) -> str:
@@ -179,15 +162,6 @@ def _newest(line: Line) -> str:
 def _share_of(weight_C: Floats) -> str:
     known = weight_C[np.isfinite(weight_C)]
     return f"{known[-1]:.0%}" if len(known) else _NONE
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="num"' if column in numbers else "" for column in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f"<table><thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _colours(report: Mapping[str, Any]) -> dict[str, str]:
