@@ -92,6 +92,23 @@ class ItemsFile:
 
 
 @dataclass(frozen=True)
+class Rollback:
+    """A person has rolled back: an earlier version is served again, and the learner goes back to it at the next cut.
+
+    Made by feed/ledger.py; the next cut carries it to every rank, and commits hold it.
+    """
+
+    request: int
+    """Number of the person's request (commit/rollbacks.py)."""
+    to: int
+    """The version that is served again."""
+    cut: int
+    """The commit that published it."""
+    version: int
+    """The number under which it is served from now on: higher than any that a cut up to now can publish."""
+
+
+@dataclass(frozen=True)
 class Cut:
     """What one increment takes. Made by feed/ledger.py before it is trained; read by every rank."""
 
@@ -113,6 +130,8 @@ class Cut:
     """Rows of rejected cuts that were put back up to this cut."""
     items: tuple[ItemsFile, ...] = ()
     """Files of the side feed that are in force from this cut on."""
+    rollback: Rollback | None = None
+    """What the learner goes back to before it trains; of several the newest."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,6 @@ def test_evidence_adds_up_over_the_cuts_of_a_window_and_not_beyond() -> None:
     two = add(add(Trial(), 1, some), 2, some)
     assert two.total("blend") == Tally(14, 0, 14)
     assert alarms(two) == ["blend", "neural"]
-    assert two.restarted() == Trial()
     apart = add(add(Trial(), 1, some).settled(1), 2, some)
     assert alarms(apart) == []
 

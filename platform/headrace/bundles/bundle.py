@@ -41,7 +41,7 @@ class Bundle:
     kind: Literal["full"]
     """"full" names every part; deltas come later."""
     parent: int | None
-    """The version before; None for the first."""
+    """The version before; of one that is served again, the version that it was; None for the first."""
     sequence: int
     """Place in a chain of deltas; 0 for a full bundle."""
     tombstones: tuple[int, ...]

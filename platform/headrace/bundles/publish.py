@@ -2,6 +2,8 @@
 
 The pointer only ever names a version that is complete, and never an older one than before. Whoever is not the newest
 writer is refused before the pointer moves. Publishing again what is published already changes nothing.
+What a person has rolled back to is published while an increment may be under way, by another process than the one that
+trains: so it has a pointer of its own, each has one writer, and readers follow the higher version of the two.
 """
 
 import json
@@ -13,6 +15,7 @@ from headrace.store.fence import Epoch, check_epoch
 from headrace.store.store import Store
 
 POINTER = "pointer.json"
+ROLLBACK_POINTER = "rollback.json"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ def bundle_name(version: int) -> str:
     return f"bundles/{version:010d}.json"
 
 
-def publish(store: Store, bundle: Bundle, epoch: Epoch) -> Pointer:
+def publish(store: Store, bundle: Bundle, epoch: Epoch, name: str = POINTER) -> Pointer:
     """Make ``bundle`` what replicas serve, unless a newer version is already published; the pointer afterwards.
 
-    Every part must be stored before. FencedError when a newer run has taken the store.
+    Every part must be stored before. ``name`` is the pointer's. FencedError when a newer run has taken the store.
     """
-    before = read_pointer(store)
+    before = _read_pointer(store, name)
     if before is not None and before.epoch > epoch.number:
         raise FencedError(f"epoch {before.epoch} has published into {store.uri}; epoch {epoch.number} stops here")
     if before is not None and before.version > bundle.version:
@@ -48,7 +51,7 @@ def publish(store: Store, bundle: Bundle, epoch: Epoch) -> Pointer:
         return before
     store.put(bundle_name(bundle.version), bundle.to_json())
     check_epoch(store, epoch)
-    store.put(POINTER, json.dumps(asdict(pointer)).encode())
+    store.put(name, json.dumps(asdict(pointer)).encode())
     return pointer
 
 
@@ -58,15 +61,20 @@ def withdraw(store: Store, version: int) -> None:
 
 
 def read_pointer(store: Store) -> Pointer | None:
-    """The pointer as stored; None before the first version; StoreError where it is damaged."""
+    """The pointer to what is to be served; None before the first version; StoreError where it is damaged."""
+    pointers = [_read_pointer(store, name) for name in (POINTER, ROLLBACK_POINTER)]
+    return max(filter(None, pointers), key=lambda pointer: pointer.version, default=None)
+
+
+def _read_pointer(store: Store, name: str) -> Pointer | None:
     try:
-        content = store.get(POINTER)
+        content = store.get(name)
     except FileNotFoundError:
         return None
     try:
         return Pointer(**json.loads(content))
     except (ValueError, TypeError) as error:
-        raise StoreError(f"{POINTER} in {store.uri} is damaged: {error}") from error
+        raise StoreError(f"{name} in {store.uri} is damaged: {error}") from error
 
 
 def read_bundle(store: Store, version: int, sha256: str | None = None) -> Bundle:

@@ -1,4 +1,4 @@
-"""What a store holds, what stays in it, and what was set aside: ``versions``, ``pin``, ``unpin``, ``quarantine``."""
+"""What a store holds, keeps, serves again and has set aside: ``versions``, ``pin``, ``rollback``, ``quarantine``."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,7 @@ def versions(words: Words = None, store: OfStore = None) -> None:
         from headrace.commit.chain import Chain
         from headrace.commit.pins import pinned
         from headrace.tracking.console import align
+        from headrace.tracking.status import rollback_in_words
 
         opened = open_store(store or recipe_of(words).store_uri)
         manifests, pins = Chain(opened).manifests(), pinned(opened)
@@ -38,6 +39,8 @@ def versions(words: Words = None, store: OfStore = None) -> None:
             typer.echo(line)
         if num_gone := manifests[-1].cut + 1 - len(manifests):
             typer.echo(f"{num_gone} more have left the store, by store.keep and store.keep_s; their figures stay")
+        if (rollback := rollback_in_words(opened, manifests[-1])) is not None:
+            typer.echo(f"{'served: version' if rollback.served else 'roll back:'} {rollback.words}")
 
 
 @keep.command()
@@ -58,6 +61,25 @@ def unpin(version: Version, words: Words = None, store: OfStore = None) -> None:
 
         pins.unpin(open_store(store or recipe_of(words).store_uri), version)
         typer.echo(f"version {version} leaves as others do")
+
+
+@keep.command()
+def rollback(
+    version: Version,
+    words: Words = None,
+    store: OfStore = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="On an object store: no run is up; one that is after all is fenced off.")
+    ] = False,
+) -> None:
+    """Serve a version again, at once and under a new number; the learner goes back to it at its next increment."""
+    with errors_in_words():
+        from headrace.train.rollback import ask, see_through
+
+        opened = open_store(store or recipe_of(words).store_uri)
+        served_as = see_through(opened, ask(opened, version), alone=alone)
+        typer.echo(f"version {version} is served again, as version {served_as}; the learner goes back to it")
+        typer.echo("at its next increment, and is trained on from there; nothing leaves the ledger")
 
 
 @quarantine.command("list")

@@ -48,6 +48,11 @@ class Chain:
         """The manifest of this commit; FileNotFoundError where there is none."""
         return Manifest.from_json(self._store.get(_name(cut, epoch)))
 
+    def find(self, cut: int) -> Manifest | None:
+        """The commit that counts for this cut; None where it is not there (any more)."""
+        epoch = dict(self._listed()).get(cut)
+        return None if epoch is None else self._read_if_there(cut, epoch)
+
     def manifests(self) -> list[Manifest]:
         """All that are still there, oldest first."""
         return [manifest for cut, epoch in self.names() if (manifest := self._read_if_there(cut, epoch)) is not None]

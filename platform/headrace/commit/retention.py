@@ -1,20 +1,21 @@
 """Which commits a store keeps, and how the others leave it, so that what lies in it does not grow with the stream.
 
 Kept are the newest ones, by number; those that were replaced a short while ago, by the wall clock, since a replica may
-still be reading them; the warm-up, live, trusted and what may become trusted; and what a person has pinned. A replica
-that needs longer than that grace to load a version finds a part gone, goes on with what it has, and takes the newest.
-So it writes nothing and needs no right to write, and one that died holds nothing back. None of this is state: no
-commit depends on what older ones have left behind.
+still be reading them; the warm-up, live, trusted and what may become trusted; and what a person has pinned, or wants
+to be served again and no commit has gone back to yet. A replica that needs longer than that grace to load a version
+finds a part gone, goes on with what it has, and takes the newest. So it writes nothing and needs no right to write, and
+one that died holds nothing back. None of this is state: no commit depends on what older ones have left behind.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.commit.chain import Chain
 from headrace.commit.journal import Journal
 from headrace.commit.manifest import Manifest
 from headrace.commit.pins import pinned
+from headrace.commit.rollbacks import Request, requests
 from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import StoreConfig
 from headrace.store.store import Store, part_name
@@ -46,6 +47,8 @@ class Retention:
         self._journal = Journal(store)
         self._kept: dict[int, _Kept] = {}
         self._names: Counter[str] = Counter()
+        self._obeyed = 0
+        """The newest request for a roll back that a commit has obeyed; later ones hold their versions."""
 
     def start(self, needed: set[int], now_ms: int) -> None:
         """Take stock at a run's start, and remove what older ones left; ``needed`` cuts stay whatever their age."""
@@ -69,6 +72,11 @@ class Retention:
         parts = frozenset(ref.sha256 for ref in manifest.parts.values())
         self._kept[manifest.cut] = _Kept(summary_of(manifest), parts)
         self._names.update(parts)
+        if (back := manifest.facts.get("rollback")) is None:
+            return
+        self._obeyed = back["request"]
+        if manifest.version == back["version"] + 1 and back["cut"] in self._kept:
+            self._kept[back["cut"]].replaced_ms = made_ms  # it was served until now
 
     def _drop(self, needed: set[int], now_ms: int) -> None:
         newest = max(self._kept, default=0)
@@ -77,22 +85,29 @@ class Retention:
             for cut, kept in self._kept.items()
             if 0 < cut <= newest - self._config.keep and cut not in needed and self._is_old(kept, now_ms)
         ]
-        if old and (versions := pinned(self._store)):
+        if old and (versions := self._held(requests(self._store))):
             old = [kept for kept in old if kept.summary.version not in versions]
         for kept in old:
             self._journal.add(kept.summary)
-        held = pinned(self._store) if old else set()  # after the journal: see commit/pins.py
+        asked = requests(self._store) if old else []  # after the journal: see commit/pins.py
+        held = self._held(asked) if old else set()
         for kept in old:
             if kept.summary.version not in held:
-                self._remove(kept)
+                self._remove(kept, [one.served_as for one in asked if one.cut == kept.summary.cut])
+
+    def _held(self, asked: Sequence[Request]) -> set[int]:
+        """The versions that persons hold: pinned, or to be served again."""
+        return pinned(self._store) | {one.version for one in asked if one.number > self._obeyed}
 
     def _is_old(self, kept: _Kept, now_ms: int) -> bool:
         return kept.replaced_ms is not None and now_ms - kept.replaced_ms >= self._config.keep_s * 1000
 
-    def _remove(self, kept: _Kept) -> None:
+    def _remove(self, kept: _Kept, served_as: Sequence[int | None]) -> None:
+        """``served_as``: versions that were this one again."""
         summary = kept.summary
-        if summary.version is not None:
-            self._withdraw(summary.version)
+        for version in (summary.version, *served_as):
+            if version is not None:
+                self._withdraw(version)
         del self._kept[summary.cut]
         self._names.subtract(kept.parts)
         self._forget(kept.parts, summary.cut, summary.epoch)

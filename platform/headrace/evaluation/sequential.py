@@ -123,10 +123,6 @@ class Trial:
             return self
         return Trial(self.opened)
 
-    def restarted(self) -> "Trial":
-        """The same trusted version, with no evidence against those to come."""
-        return Trial(self.trusted)
-
     def state(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
         counts = {name: [[t.targets, t.better, t.worse, t.effect] for t in self.tallies[name]] for name in CONTESTS}

@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from headrace.errors import StoreError
-from headrace.records import Cut, ItemsFile, RowRange
+from headrace.records import Cut, ItemsFile, Rollback, RowRange
 from headrace.store.store import PartRef
 
 
@@ -95,6 +95,14 @@ class Release:
 
 
 @dataclass(frozen=True)
+class GoBack:
+    """An earlier version is served again. Made by feed/keeper.py, where a person has asked for it."""
+
+    number: int
+    rollback: Rollback
+
+
+@dataclass(frozen=True)
 class Stop:
     """Nothing follows in this epoch: every rank ends after the newest cut. Made by the driver; a resume skips it."""
 
@@ -102,7 +110,7 @@ class Stop:
     epoch: int
 
 
-Entry = Open | Shard | Quarantine | Release | Cut | Stop
+Entry = Open | Shard | Quarantine | Release | GoBack | Cut | Stop
 
 
 def encode(entry: Entry, cuts: int) -> bytes:
@@ -139,7 +147,10 @@ def _build(kind: str, fields: dict[str, Any]) -> Entry:
             return Release(**fields | {"ranges": _ranges(fields["ranges"])})
         case "cut":
             items = tuple(ItemsFile(**file) for file in fields.get("items", ()))
-            return Cut(**fields | {"ranges": _ranges(fields["ranges"]), "items": items})
+            rollback = Rollback(**back) if (back := fields.get("rollback")) else None
+            return Cut(**fields | {"ranges": _ranges(fields["ranges"]), "items": items, "rollback": rollback})
+        case "goback":
+            return GoBack(**fields | {"rollback": Rollback(**fields["rollback"])})
         case "stop":
             return Stop(**fields)
     raise KeyError(kind)

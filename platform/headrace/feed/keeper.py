@@ -3,8 +3,8 @@
 The order matters. A file is taken once its footer reads and two listings agree on its size, so a file still being
 written is never read half. Its content is hashed before it is read: a repetition is a duplicate, whatever its name.
 What cannot be read or lacks a column is set aside with its reason and the stream goes on; a few bad rows in a good file
-are dropped, and its record says which. What a person has released comes first, cuts come last, so that what this poll
-has recorded can be in them.
+are dropped, and its record says which. What a person has released or rolled back comes first, cuts come last, so that
+what this poll has recorded can be in them.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.commit.rollbacks import find
 from headrace.config.recipe import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Dropped, Quarantine, Release, Shard
@@ -24,7 +25,7 @@ from headrace.feed.landing import Landing, number_of, open_file
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.quarantine import is_request_for, requested
 from headrace.feed.schema import check_schema, column_types
-from headrace.records import Cut, ItemsFile
+from headrace.records import Cut, ItemsFile, Rollback
 
 _log = logging.getLogger(__name__)
 _FILES_PER_POLL = 64
@@ -32,7 +33,7 @@ _IN_MEMORY_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
 _MAGIC = b"PAR1"
 _REMEMBERED_SHARDS = 10_000
-_REQUESTS_S = 1.0  # how often requests for a release are looked for
+_REQUESTS_S = 1.0  # how often requests for a release or a roll back are looked for
 _AWAY_S = 60.0  # a landing folder that cannot be reached for longer ends the run
 
 
@@ -46,6 +47,8 @@ class Polled:
     unsettled: int
     """Files that were seen but not taken yet: poll again soon."""
     released: tuple[Release, ...] = ()
+    rollback: Rollback | None = None
+    """What is to be served again from now on; whoever polls sees to that."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ class Keeper:
         assert not self._stopped, "a stopped keeper records nothing more"
         if self._started_s is None:
             self._started_s = now_s
-        released = self._release(now_s, committed_cut)
+        is_asked = now_s >= self._requests_s + _REQUESTS_S
+        self._requests_s = now_s if is_asked else self._requests_s
+        released = self._release(committed_cut) if is_asked else []
+        rollback = take_up(self._writer) if is_asked else None
         taken = [entry for name in self._ready(now_s) if (entry := self._take(name, now_s)) is not None]
         if self._items is not None:  # after the shards: what landed before one of them is then in its cut
             self._items.poll(now_s)
@@ -141,6 +147,7 @@ class Keeper:
             cuts=tuple(self._cut(now_s, committed_cut)),
             unsettled=len(self._seen),
             released=tuple(released),
+            rollback=rollback,
         )
 
     def stop(self) -> int:
@@ -155,11 +162,9 @@ class Keeper:
             self._writer.fold(self._reader.cut(committed_cut).record)
             self._folded_cut = committed_cut
 
-    def _release(self, now_s: float, committed_cut: int) -> list[Release]:
+    def _release(self, committed_cut: int) -> list[Release]:
         """Put back what a person has asked for: rows of a rejected cut wait again, a file is looked at again."""
-        if now_s < self._requests_s + _REQUESTS_S:
-            return []
-        self._requests_s, state, released = now_s, self._writer.state, []
+        state, released = self._writer.state, []
         for number in requested(self._writer.store):
             if number in state.released or number > state.last_record:
                 continue
@@ -343,6 +348,13 @@ class Keeper:
         if waiting_s is None or self._config.cut == "shard":
             return False
         return self.newest_cut <= committed_cut and now_s - waiting_s >= self._config.max_wait_s
+
+
+def take_up(writer: LedgerWriter) -> Rollback | None:
+    """Record the next roll back that a person has asked for; None where there is none."""
+    newest = writer.state.rollback
+    asked = find(writer.store, 1 if newest is None else newest.request + 1)
+    return writer.go_back(asked) if asked is not None and asked.ready else None
 
 
 def _open(uri: str) -> pa.NativeFile:

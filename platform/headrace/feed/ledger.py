@@ -21,14 +21,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.commit.rollbacks import Request
 from headrace.errors import StoreError
-from headrace.feed.entries import Entry, Open, Quarantine, Release, Shard, Stop, decode, encode
-from headrace.records import Cut, ItemsFile, RowRange
+from headrace.feed.entries import Entry, GoBack, Open, Quarantine, Release, Shard, Stop, decode, encode
+from headrace.records import Cut, ItemsFile, Rollback, RowRange
 from headrace.store.fence import Epoch, check_epoch
 from headrace.store.pages import PAGE_LINES, Page, Pages
 from headrace.store.store import Store
 
-_Record = TypeVar("_Record", Open, Shard, Quarantine, Release, Cut, Stop)
+_Record = TypeVar("_Record", Open, Shard, Quarantine, Release, GoBack, Cut, Stop)
 _FOLDER = "ledger"
 _FOLDED = "ledger/folded"
 _CACHED_RECORDS = 512
@@ -203,6 +204,12 @@ class LedgerState:
         """Files of the side feed that cuts have named, or that are set aside."""
         self.types: dict[str, str] = {}
         """Type of each item or carried column, as the first shard that had it declared."""
+        self.highest_version = 0
+        """What was published up to now has no higher number: a cut publishes one version at most."""
+        self.rollback: Rollback | None = None
+        """The newest roll back that a person has asked for."""
+        self.rollback_waits = False
+        """Whether no cut carries it yet."""
         self._dropped: dict[int, NDArray[np.int64]] = {}
         """Rows that cannot be used, of the shards that have any."""
         self._reopened: set[str] = set()
@@ -247,6 +254,11 @@ class LedgerState:
                 self.items_uris.update(file.uri for file in entry.items)
                 self._taken_after.append(self._num_shards - len(self.pending))
                 self.num_cuts += 1
+                self.highest_version += 1
+                self.rollback_waits = False
+            case GoBack():
+                self.highest_version = entry.rollback.version
+                self.rollback, self.rollback_waits = entry.rollback, True
             case Open() | Stop():
                 pass
 
@@ -344,6 +356,11 @@ class LedgerWriter:
         ranges = tuple(replace(part, released=True) for part in entry.ranges)
         return self._append(Release(number, entry.record, "", ranges, entry.num_rows))
 
+    def go_back(self, asked: Request) -> Rollback:
+        """Record that a version is served again, under which number, and that the learner goes back to it."""
+        rollback = Rollback(asked.number, asked.version, asked.cut, self.state.highest_version + 1)
+        return self._append(GoBack(self.state.last_record + 1, rollback)).rollback
+
     def cut(
         self, *, max_rows: int | None = None, num_shards: int | None = None, items: tuple[ItemsFile, ...] = ()
     ) -> Cut:
@@ -372,6 +389,7 @@ class LedgerWriter:
                 record=state.last_record + 1,
                 released=state.num_released,
                 items=items,
+                rollback=state.rollback if state.rollback_waits else None,
             )
         )
 

@@ -1,11 +1,13 @@
 """``headrace status``: how a store stands, read from the store alone, whether or not anybody trains into it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from headrace.clock import wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.commit.pins import pinned
+from headrace.commit.rollbacks import requests
 from headrace.errors import ConfigError
 from headrace.store.fence import holder
 from headrace.store.store import Store
@@ -30,8 +32,11 @@ def standing(store: Store, num_ledger_cuts: int) -> Iterator[tuple[str, str]]:
     yield "trainer", "none holds the store" if process is None else f"process {process} holds the store"
     yield "newest commit", f"cut {newest.cut} ({newest.verdict}), {_ago(newest.envelope.wall_ms)}: {newest.reason}"
     published = [manifest for manifest in manifests if manifest.verdict == "publish"]
-    if published:
+    rollback = rollback_in_words(store, newest)
+    if published and (rollback is None or not rollback.served):
         yield "served version", f"{published[-1].version} (cut {published[-1].cut})"
+    if rollback is not None:
+        yield "served version" if rollback.served else "roll back", rollback.words
     yield "cuts that wait", str(max(0, num_ledger_cuts - newest.cut - 1))
     yield "items", f"{newest.facts['num_items']} known, {newest.facts['num_eligible']} may be answered"
     yield from _quality(manifests[-_RECENT:])
@@ -43,6 +48,33 @@ def standing(store: Store, num_ledger_cuts: int) -> Iterator[tuple[str, str]]:
     yield "other fates", ", ".join(f"{count} {name}" for name, count in others.items()) or "none"
     if pins := sorted(pinned(store)):
         yield "pinned", ", ".join(map(str, pins))
+
+
+@dataclass(frozen=True)
+class RollbackWords:
+    """How a roll back that a person has asked for stands. Made by ``rollback_in_words``, read by commands."""
+
+    served: bool
+    """Whether it is what is served."""
+    words: str
+
+
+def rollback_in_words(store: Store, newest: Manifest) -> RollbackWords | None:
+    """How the newest roll back by a person stands; None where there is none, or a version was published since.
+
+    ``newest`` is the store's newest commit.
+    """
+    asked = next((one for one in reversed(requests(store)) if one.ready), None)
+    if asked is None:
+        return None
+    what, when = f"version {asked.version} (cut {asked.cut})", _ago(asked.wall_ms)
+    if asked.served_as is None:
+        return RollbackWords(False, f"to {what}, asked for {when}: no run has taken it up yet")
+    if asked.served_as < (last := newest.facts.get("last_version", 0)):
+        return None
+    gone_back = "has gone back" if asked.served_as == last else "goes back at its next increment"
+    words = f"{asked.served_as}, which is {what} again, asked for {when}; the learner {gone_back}"
+    return RollbackWords(True, words)
 
 
 def _quality(manifests: Sequence[Manifest]) -> Iterator[tuple[str, str]]:

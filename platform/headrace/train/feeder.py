@@ -7,6 +7,7 @@ logic is in feed/; what is here is waiting, and telling others.
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from headrace.clock import monotonic_s
@@ -22,6 +23,7 @@ from headrace.records import Cut
 from headrace.store.fence import Epoch
 from headrace.store.store import Store
 from headrace.tracking.report import Landing as LandingRecord
+from headrace.train.rollback import serve_again
 from headrace.train.sweeper import Sweeper
 
 _SOURCE_POLL_S = 0.01
@@ -120,7 +122,10 @@ class Feeder:
         self._log = log
         self._notice = notice
         self._told = 0
+        self._serve_again = partial(serve_again, store, epoch)
         writer = LedgerWriter.open(store, epoch)
+        if writer.state.rollback is not None:  # recorded by a run that may have died before it was served
+            self._serve_again(writer.state.rollback)
         side = items_landing(recipe.feed, f"{recipe.run.dir}/items")
         items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes)
         self._keeper = Keeper(
@@ -197,6 +202,12 @@ class Feeder:
         for release in polled.released:
             what = f"{release.uri} is looked at again" if release.uri else f"{release.num_rows} rows wait again"
             self._notice(f"number {release.of} of the quarantine is released: {what}")
+        if polled.rollback is not None:
+            self._serve_again(polled.rollback)
+            self._notice(
+                f"version {polled.rollback.to} is served again, as version {polled.rollback.version}, since somebody "
+                "asked for it; at its next increment the learner goes back to it"
+            )
         recorded: list[Entry] = [*polled.shards, *polled.cuts]
         for entry in recorded:
             self._note(entry)

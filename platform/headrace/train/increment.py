@@ -33,7 +33,7 @@ from headrace.train.committer import Committer
 from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
-from headrace.train.review import Review, review, rival
+from headrace.train.review import Review, follow_rollback, review, rival
 from headrace.train.rows import follow_attributes, start_rows
 from headrace.train.state import LearnerState, load_version, restore
 from headrace.train.times import believed_times
@@ -100,6 +100,7 @@ def train_increment(
     intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe, times)
     asked = questions.queries(intake, state.recipe.inputs)
     taken = _gather_taken(intake, asked, group)
+    follow_rollback(state, cut.rollback, committer.store)
     scored = _score(asked, state, group, cut.number, committer.store)
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
@@ -348,7 +349,8 @@ def _go_back(state: LearnerState, store: Store, group: Group, decision: Decision
     before = restore(store, state.commit, state.recipe, group, state.step.device)
     if state.replay is not None:
         state.replay.revert()
-    for name in ("replay", "published", "live_top_PK", "learner", "live", "frozen", "versions", "loaded_trusted"):
+    kept = ("replay", "rollback", "published", "live_top_PK", "learner", "live", "frozen", "versions", "loaded_trusted")
+    for name in kept:
         setattr(before, name, getattr(state, name))
     state.__dict__.update(before.__dict__)
 

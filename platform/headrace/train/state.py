@@ -4,7 +4,7 @@ Model, optimizer, methods, catalogue, experts and weights are the same on every 
 each rank's own, by key group. A rank count other than the commit's is fine: rows are dealt out again by group.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from headrace.models.build import build_model, load_model, model_parts
 from headrace.objectives.softmax import build_objective
 from headrace.recommend.recommender import Recommender
 from headrace.recommend.seen import Repeats
+from headrace.records import Rollback
 from headrace.replay.client import Replay
 from headrace.store.arrays import load_arrays
 from headrace.store.store import Store
@@ -78,10 +79,12 @@ class LearnerState:
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
+    rollback: Rollback | None = None
+    """The newest roll back that a person has asked for."""
     commit: Manifest | None = None
     """The newest commit; None before the warm-up."""
     published: Manifest | None = None
-    """The newest commit that was published."""
+    """The commit that is served: the newest that was published, or what a person has rolled back to since."""
     live_top_PK: NDArray[np.int64] | None = None
     """What live answers to the probes."""
     learner: Recommender | None = None
@@ -99,6 +102,11 @@ class LearnerState:
     def model(self) -> RecallModel:
         """The learner's model."""
         return self.step.model
+
+    @property
+    def must_go_back(self) -> bool:
+        """Whether the learner has yet to go back to what a person has rolled back to."""
+        return self.rollback is not None and self.version < self.rollback.version
 
     @property
     def eligible(self) -> Eligible:
@@ -167,6 +175,7 @@ class LearnerState:
             "num_holds": self.num_holds,
             "rows": dict(self.rows),
             "trial": self.trial.state(),
+            "rollback": None if self.rollback is None else asdict(self.rollback),
         }
 
 
@@ -208,12 +217,18 @@ def resume(
     state.learner = state.recommender()
     published = {manifest.cut: manifest for manifest in manifests if manifest.verdict == "publish"}
     if published:
-        state.published = published[max(published)]
+        state.published = published[_served_cut(state, max(published))]
         state.live = load_version(store, state.published, device)  # as it was published, whatever the recipe says now
         state.frozen = load_version(store, published[min(published)], device)
         state.versions = {cut: published[cut] for cut in state.trial.needed | {state.published.cut}}
         state.live_top_PK = state.probed(state.live)  # before the learner's weights move on
     return state
+
+
+def _served_cut(state: LearnerState, newest_published: int) -> int:
+    """What a person has rolled back to is served until a version is published under a higher number."""
+    rollback = state.rollback
+    return newest_published if rollback is None or state.version > rollback.version else rollback.cut
 
 
 def load_version(store: Store, manifest: Manifest, device: torch.device) -> Recommender:
@@ -240,6 +255,7 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.repeats = Repeats(*facts["repeats"])
     state.rows |= facts["rows"]
     state.trial = Trial.from_state(facts["trial"])
+    state.rollback = Rollback(**back) if (back := facts.get("rollback")) else None
     state.commit = manifest
     return state
 
