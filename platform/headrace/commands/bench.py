@@ -72,6 +72,18 @@ def bench_feed(
     cuts: Annotated[int, typer.Option(min=2, help="How many, of each size.")] = 30,
     rows: Annotated[str, typer.Option(help="Rows of a cut; several, separated by commas.")] = "200,20000",
     out: Out = None,
+@bench.command("serving")
+def bench_serving(
+    words: Words = None,
+    clients: Annotated[int, typer.Option(min=1, help="How many ask at once when it is busy.")] = 12,
+    seconds: Annotated[int, typer.Option(min=1, help="How long one replica, and then three, are watched.")] = 10,
+    patience: Annotated[int, typer.Option(min=1, help="Seconds after which replicas are no longer waited for.")] = 60,
+    out: Out = None,
+) -> None:
+    """Failed requests and latency while one replica becomes three and one again, and while the code is replaced."""
+    _bench("serving", words, out, clients=clients, seconds=seconds, patience=patience)
+
+
 ) -> None:
     """Seconds from a shard's landing to its rows at the last of two ranks, through the ledger and Ray Data."""
     _bench("feed", None, out, cuts=cuts, rows=rows)

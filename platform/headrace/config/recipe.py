@@ -49,8 +49,8 @@ class RunConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often the supervisor starts training again after workers died without a commit in between."""
     train_labels: Labels = {}
-    """Labels of the nodes that hold training workers, such as {"headrace.io/role" = "train"}; none: any node. They need a
-    cluster to join, by ``ray_address``."""
+    """Labels of the nodes that hold training workers, such as {"headrace.io/role" = "train"}; none: any node. They need
+    a cluster to join, by ``ray_address``."""
     replay_labels: Labels = {}
     """The same, for the actor that keeps replay."""
     read_labels: Labels = {}

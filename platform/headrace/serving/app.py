@@ -31,6 +31,7 @@ _LOOK_S = 0.2
 _COUNT_S = 1.0
 _SURGE_PERCENT = 25  # rounded up: one of up to four
 _SPARE_S = 1.0
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 def build(store_uri: str, config: ServeConfig) -> serve.Application:
@@ -78,14 +79,13 @@ def start(store_uri: str, config: ServeConfig) -> str:
     then replicas answer 503.
     """
     port = _free_port(config.host, config.port)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": config.host, "port": port, "request_timeout_s": config.request_timeout_s},
-        logging_config=quiet,
+        logging_config=_QUIET,
     )
-    serve.run(build(store_uri, config), name=APP, route_prefix="/", logging_config=quiet)
+    deploy(store_uri, config)
     address = f"http://{config.host}:{port}"
     status, content = Connection(address).call("GET", "/healthz")
     if status != HTTPStatus.OK:
@@ -96,9 +96,21 @@ def start(store_uri: str, config: ServeConfig) -> str:
     return address
 
 
+def deploy(store_uri: str, config: ServeConfig) -> None:
+    """Start the application on a running Serve, or replace it; back once replicas with these settings answer."""
+    serve.run(build(store_uri, config), name=APP, route_prefix="/", logging_config=_QUIET)
+
+
 def stop() -> None:
     """Let requests end, then stop the application and Serve."""
     serve.shutdown()
+
+
+def stop_with_ray() -> None:
+    """``stop``, and then end or leave Ray."""
+    with redirect_stdout(io.StringIO()):  # Serve's controller ends by being killed, which Ray tells of in yellow
+        stop()
+        stop_ray()
 
 
 def serve_until_stopped(store_uri: str, config: ServeConfig, ray_address: str, say: Callable[[str], None]) -> None:
@@ -123,9 +135,7 @@ def serve_until_stopped(store_uri: str, config: ServeConfig, ray_address: str, s
                 pass
             say("stopping: requests under way are answered first")
     finally:
-        with redirect_stdout(io.StringIO()):  # Serve's controller ends by being killed, which Ray tells of in yellow
-            stop()
-            stop_ray()
+        stop_with_ray()
 
 
 class Serving:

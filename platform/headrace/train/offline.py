@@ -40,16 +40,17 @@ def replay(
     device: torch.device,
     last_cut: int | None = None,
     change: Callable[[CutRows, LearnerState], CutRows] = lambda part, state: part,
+    store: Store | None = None,
 ) -> Iterator[Manifest]:
     """Replay ``feed.path`` as ``feed.replay`` says, increment after increment, up to ``last_cut``.
 
     With ``feed.synthetic`` it is that stream, a shard after every increment. ``change`` sees each cut's rows before
-    they are taken. ConfigError where there is nothing to replay.
+    they are taken. Commits go to ``store``, by default a temporary one. ConfigError where there is nothing to replay.
     """
     repeatable()
     group = Solo()
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        store, landing = Store(f"{folder}/store"), Landing(f"{folder}/landing")
+        store, landing = store or Store(f"{folder}/store"), Landing(f"{folder}/landing")
         epoch = take_epoch(store)
         replay = LocalReplay(ReplaySpec(recipe.replay, recipe.seed, 1, store.uri), 0) if recipe.replays else None
         state = fresh(recipe, group, device, replay)
