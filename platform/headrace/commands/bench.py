@@ -67,11 +67,6 @@ def bench_soak(
     _bench("soak", words, out, minutes=minutes, settled_minutes=settled_minutes)
 
 
-@bench.command("feed")
-def bench_feed(
-    cuts: Annotated[int, typer.Option(min=2, help="How many, of each size.")] = 30,
-    rows: Annotated[str, typer.Option(help="Rows of a cut; several, separated by commas.")] = "200,20000",
-    out: Out = None,
 @bench.command("serving")
 def bench_serving(
     words: Words = None,
@@ -84,6 +79,11 @@ def bench_serving(
     _bench("serving", words, out, clients=clients, seconds=seconds, patience=patience)
 
 
+@bench.command("feed")
+def bench_feed(
+    cuts: Annotated[int, typer.Option(min=2, help="How many, of each size.")] = 30,
+    rows: Annotated[str, typer.Option(help="Rows of a cut; several, separated by commas.")] = "200,20000",
+    out: Out = None,
 ) -> None:
     """Seconds from a shard's landing to its rows at the last of two ranks, through the ledger and Ray Data."""
     _bench("feed", None, out, cuts=cuts, rows=rows)
