@@ -1,5 +1,5 @@
-"""What every objective and every replay policy promises: it comes back from JSON, and a run that stops after every
-increment ends with the bytes of one that never stopped, lawfully, with a loss that falls."""
+"""What every objective, replay policy and mix of methods promises: it comes back from JSON, and a run that stops after
+every increment ends with the bytes of one that never stopped, lawfully, with a loss that falls."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from headrace.commit.chain import Chain
 from headrace.config.load import dump_recipe, read_resolved
 
 REPLAY = ('methods=[{kind="online"},{kind="replay"}]', "replay.max_bytes=65536", "replay.segment_bytes=8192")
+METHODS = 'methods=[{kind="online"},{kind="replay"},{kind="distill",own_targets=0.5},{kind="ewc",examples=50}]'
 PARTS = {
     "softmax": (),
     "softmax, sessions": ("objective.examples=sessions",),
@@ -18,6 +19,8 @@ PARTS = {
     "reservoir": (*REPLAY, 'replay.policy={kind="reservoir"}'),
     "recency": (*REPLAY, 'replay.policy={kind="recency",half_life_s=7200}'),
     "frequency": (*REPLAY, 'replay.policy={kind="frequency"}'),
+    "all methods": (METHODS, "catalogue.forget_s=5000"),
+    "all methods, sampled": (METHODS, 'objective={kind="sampled_softmax",negatives=16}'),
 }
 
 

@@ -12,8 +12,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from headrace.config.recipe import SasRecConfig, Section
-from headrace.inputs.examples import Examples
-from headrace.methods.base import Method
+from headrace.methods.base import Learned, Method
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model
 
@@ -23,7 +22,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "add-a-method.md"
 def test_the_example_is_a_method():
     names = {
         **{"Literal": Literal, "Section": Section, "PositiveFloat": PositiveFloat, "Method": Method, "Any": Any},
-        **{"Mapping": Mapping, "Tensor": Tensor, "RecallModel": RecallModel, "Examples": Examples},
+        **{"Mapping": Mapping, "Tensor": Tensor, "RecallModel": RecallModel, "Learned": Learned},
         **{"NDArray": NDArray, "torch": torch, "__name__": "page"},
     }
     blocks = re.findall(r"```python\n(class .*?)```", PAGE.read_text(), re.DOTALL)
@@ -33,7 +32,7 @@ def test_the_example_is_a_method():
     method = names["Anchor"](names["AnchorConfig"](strength=0.5))
     model = build_model(SasRecConfig(width=8, blocks=1), 5, 16, seed=1)
     assert method.penalties(model) == {}
-    method.end_increment(model, None, 0)
+    method.end_increment(model, None)
     assert method.penalties(model)["anchor"].item() == 0.0
     with torch.no_grad():
         first = next(iter(model.encoder.parameters()))

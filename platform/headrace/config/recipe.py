@@ -344,8 +344,23 @@ class DistillConfig(Section):
     """By which both models' scores are divided before they are compared."""
 
 
+class EwcConfig(Section):
+    """Elastic weight consolidation: weights that earlier increments lean on are held (arXiv 1612.00796, 1805.06370)."""
+
+    kind: Literal["ewc"] = "ewc"
+    strength: PositiveFloat = 1.0
+    """Of half the squared distance from where the increment began, each weight by its Fisher information. At 1 one
+    earlier increment weighs about as much as the new examples."""
+    decay: Share = 0.9
+    """What is left of the Fisher information when that of one more increment is added."""
+    examples: PositiveInt = 2000
+    """Targets of an increment that it is measured on, about so many over all ranks."""
+    labels: Literal["model", "target"] = "model"
+    """Whose gradients are squared: of labels that the model draws, or of the targets (the empirical Fisher)."""
+
+
 MethodConfig = Annotated[
-    OnlineConfig | ReplayMethodConfig | DistillConfig, Field(discriminator="kind"), _kind_is("online")
+    OnlineConfig | ReplayMethodConfig | DistillConfig | EwcConfig, Field(discriminator="kind"), _kind_is("online")
 ]
 """Every kind of method that a recipe may name; they compose. A section that names none is "online"."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.inputs.contexts import Contexts, has_row
+from headrace.inputs.contexts import Contexts, has_row, offsets, ranges
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,20 @@ class Examples:
             self.ts_T[flat_T],
             self.shard_T[flat_T],
             self.row_T[flat_T],
+        )
+
+    def contexts_of(self, index_B: NDArray[np.integer]) -> Contexts:
+        """A context for each of these targets, which ends with the event that predicts it; none may be beyond it."""
+        taken = self.contexts.take(self.sequence_T[index_B])
+        length_B = taken.length_Q - self.position_T[index_B]
+        flat_T = ranges(taken.offset_R[:-1], length_B)
+        return Contexts(
+            taken.item_T[flat_T],
+            taken.ts_T[flat_T],
+            taken.kind_T[flat_T],
+            offsets(length_B),
+            taken.as_of_Q,
+            taken.session_Q,
         )
 
     def known(self, slot_I: NDArray[np.int64]) -> "Examples":

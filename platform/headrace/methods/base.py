@@ -4,10 +4,12 @@ A method returns what it wants and reaches for nothing: it never sees the traine
 in any order and are tested without any of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,6 +45,24 @@ class Lesson:
     """By which both models' scores are divided."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What an increment has been trained on, on this rank. Made by ``TrainStep``, read by methods."""
+
+    examples: Examples
+    """New ones; their contexts hold no item without a row."""
+    slot_I: NDArray[np.int64]
+    """The row of the table of each item number; -1: it has none."""
+    slot_E: NDArray[np.int64]
+    """Rows of the items that were scored, ascending; alike on every rank."""
+    increment: int
+    seed: int
+    """Of the recipe."""
+    device: torch.device
+    sum_: Callable[[Tensor], None]
+    """Replaces a tensor (on this device) by its sum over ranks. Every rank must make the same calls."""
+
+
 class Method:
     """A method that does nothing; each hook says when it runs. All hooks run on every rank, alike."""
 
@@ -51,6 +71,9 @@ class Method:
 
     def begin_increment(self, model: RecallModel, increment: int) -> None:
         """Runs after the table has grown, before the optimizer and the flat gradient buffer are built."""
+
+    def reset_rows(self, slot_R: NDArray[np.int64]) -> None:
+        """Runs after ``begin_increment``, where rows of the table belong to other items from now on."""
 
     def penalties(self, model: RecallModel) -> Mapping[str, Tensor]:
         """Runs in every step, on every rank, before backward: named scalars, added to the loss.
@@ -78,8 +101,8 @@ class Method:
         """
         return None
 
-    def end_increment(self, model: RecallModel, examples: Examples, increment: int) -> None:
-        """Runs after the last step, before the commit."""
+    def end_increment(self, model: RecallModel, learned: Learned) -> None:
+        """Runs after the last step, before the commit. What it keeps must be the same on every rank."""
 
     def state_dict(self) -> Mapping[str, NDArray[Any]]:
         """Named arrays that the commit keeps."""

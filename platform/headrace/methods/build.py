@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from headrace.config.recipe import DistillConfig, MethodConfig, OnlineConfig, ReplayMethodConfig
+from headrace.config.recipe import DistillConfig, EwcConfig, MethodConfig, OnlineConfig, ReplayMethodConfig
 from headrace.methods.base import Method
 from headrace.methods.distill import Distill
+from headrace.methods.ewc import Ewc
 from headrace.methods.online import Online
 from headrace.methods.replay import Replay
 
@@ -19,6 +20,8 @@ def build_method(config: MethodConfig) -> Method:
             return Replay(config)
         case DistillConfig():
             return Distill(config)
+        case EwcConfig():
+            return Ewc(config)
         case _:
             assert_never(config)
 

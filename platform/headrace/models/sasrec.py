@@ -52,7 +52,7 @@ class SasRec(nn.Module):
         if length > self.max_events + 1:
             raise ValueError(f"a context of {length} events; this model reads inputs.max_events = {self.max_events}")
         length_B = (inputs.slot_BL >= 0).sum(axis=1)
-        row_np, back_np = row_P.cpu().numpy(), back_P.cpu().numpy()
+        row_np, back_np = _host(row_P), _host(back_P)
         last_only = not back_np.any()
         mask = _mask(inputs.slot_BL >= 0, item_BLD)
         x_BLD = self.dropout(item_BLD * self.scale)
@@ -113,6 +113,11 @@ class Block(nn.Module):
     def _split(self, x_BLD: Tensor) -> Tensor:
         batch, length, width = x_BLD.shape
         return x_BLD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+def _host(index_P: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """In host memory, by way of a list: within ``torch.func`` no tensor shows its memory."""
+    return np.array(index_P.tolist(), dtype=np.int64)
 
 
 def _mask(is_event_BL: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], like: Tensor) -> Tensor | None:

@@ -211,21 +211,22 @@ def _train(
     passed = train_passes(
         state.step,
         made,
-        state.catalogue.touched(state.eligible),
-        state.catalogue.slot_I,
+        touched,
+        slot_I,
         epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
         seed=recipe.seed,
         increment=increment,
+    touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
     )
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
-    state.step.end_increment(made)
+    state.step.end_increment(made, slot_I, slot_I[touched.number_E])
     if state.replay is not None:
         state.replay.stage(increment, made, groups_of(made, intake.rows))
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
-        expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
         replayed=replayed,
+        expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
     _remember(intake, state)
     counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})
     num_replayed = sum(int(part["replayed"][0]) for part in counts)

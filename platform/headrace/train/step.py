@@ -24,7 +24,7 @@ from headrace.config.recipe import TrainConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples
-from headrace.methods.base import Lesson, Method, Mix
+from headrace.methods.base import Learned, Lesson, Method, Mix
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts, join_chunks, row_chunks
 from headrace.models.table import read_rows, read_vectors
@@ -156,6 +156,8 @@ class TrainStep:
         self.model.table.reset(torch.from_numpy(slot_R).to(self.device))
         if self._teacher is not None:
             self._teacher.forget(slot_R)
+        for method in self.methods:
+            method.reset_rows(slot_R)
         if self._touched is not None:
             self._touched.reset(slot_R)
             return
@@ -170,11 +172,17 @@ class TrainStep:
         lessons = [method.lesson(mix) for method in self.methods if method.needs_teacher]
         return next((lesson for lesson in lessons if lesson is not None), None)
 
-    def end_increment(self, examples: Examples) -> None:
-        """Let the methods look at the trained model; after the last step, before the commit."""
+    def end_increment(self, examples: Examples, slot_I: NDArray[np.int64], slot_E: NDArray[np.int64]) -> None:
+        """Let the methods look at the trained model and the new examples; after the last step, before the commit.
+
+        ``slot_I`` maps item numbers to rows of the table, ``slot_E`` are the rows that were scored.
+        """
         self._teacher = None
+        known = examples.known(slot_I)
+        seed, device = self.seed, self.device
+        learned = Learned(known, slot_I, np.sort(slot_E), self.increment, seed, device, self.group.sum_)
         for method in self.methods:
-            method.end_increment(self.model, examples, self.increment)
+            method.end_increment(self.model, learned)
 
     def run(self, batch: StepBatch | None, total_weight: float, slot_E: Tensor) -> float:
         """One step on this rank's ``batch`` (None: it has none); returns its weighted sum of losses.
