@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types test e2e bench quickstart
+.PHONY: help setup lint types test e2e bench quickstart quickstart-shop quickstart-grocery
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,13 +36,28 @@ e2e: setup ## the whole road under fire, minutes of it
 
 bench: setup ## the benchmarks, in their shortest form; JSON in runs/bench/
 	"$(BIN)/headrace" bench freshness --seconds 120 --out runs/bench/freshness.json
-	"$(BIN)/headrace" bench train --data "$(DATA)/diginetica" --out runs/bench/train.json
-	"$(BIN)/headrace" bench continual --data "$(DATA)/diginetica" --cycles 1 --out runs/bench/continual.json
+	"$(BIN)/headrace" bench train --data "$(BENCH_DATA)/diginetica" --out runs/bench/train.json
+	"$(BIN)/headrace" bench continual --data "$(BENCH_DATA)/diginetica" --cycles 1 --out runs/bench/continual
 
-DATA ?= $(or $(HEADRACE_TEST_DATA),../shared/data)
+# DATA is a word for quickstart (grocery), and for bench the folder that holds the public logs.
+BENCH_DATA = $(or $(filter-out grocery,$(DATA)),$(HEADRACE_TEST_DATA),../shared/data)
 
-QUICK_WORDS := $(if $(QUICK),feed.synthetic.num_shards=31)
+# A new folder for each run; runs/quickstart points at the newest one.
+NEW_RUN = run="$(1)-$$(date +%Y%m%d-%H%M%S)"; mkdir -p runs; ln -sfn "$$run" runs/quickstart
+NO_WORD = $(and $(filter command,$(origin DATA)),$(DATA))
 
-quickstart: setup ## two minutes of streaming in a small synthetic shop (QUICK=1: half a minute); a new run each time
-	run="quickstart-$$(date +%Y%m%d-%H%M%S)"; mkdir -p runs; ln -sfn "$$run" runs/quickstart; \
-	    "$(BIN)/headrace" run jobs/recipes/quickstart.toml $(QUICK_WORDS) "run.dir=runs/$$run"
+quickstart: $(if $(filter grocery,$(DATA)),quickstart-grocery,quickstart-shop) ## two minutes in a small made-up shop, or minutes of a real year (DATA=grocery); QUICK=1: shorter
+
+quickstart-shop: setup
+	@$(if $(NO_WORD),echo "DATA=$(DATA): quickstart knows DATA=grocery. A log of your own: $(BIN)/headrace try DIR"; exit 1)
+	$(call NEW_RUN,quickstart); \
+	    "$(BIN)/headrace" run jobs/recipes/quickstart.toml $(if $(QUICK),feed.synthetic.num_shards=31) "run.dir=runs/$$run"
+
+quickstart-grocery: $(VENV)/.stamp-grocery
+	$(call NEW_RUN,grocery); "$(BIN)/python" -m headrace.onboard.grocery "runs/$$run/log"; \
+	    "$(BIN)/headrace" run jobs/recipes/grocery.toml $(if $(QUICK),run.max_increments=10) \
+	    "run.dir=runs/$$run" "feed.path=runs/$$run/log/baskets" "feed.items_path=runs/$$run/log/products"
+
+$(VENV)/.stamp-grocery: $(VENV)/.stamp
+	"$(BIN)/python" -m pip install --disable-pip-version-check -qq --constraint constraints.txt --editable ".[grocery]"
+	@touch "$@"
