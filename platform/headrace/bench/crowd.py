@@ -14,10 +14,6 @@ from typing import Any
 from headrace.serving.client import Exchange, Sessions, exchange_over
 from headrace.serving.connection import Connection
 
-_KEPT = 20
-"""One answer in so many is kept whole, to be recomputed."""
-
-
 class Met:
     """What clients met while they asked together; it grows until they have stopped."""
 
@@ -38,11 +34,12 @@ class Met:
 
 
 class Crowd:
-    """Asks one application."""
+    """Asks one application; one answer in ``keep_every`` is kept whole, to be recomputed."""
 
-    def __init__(self, address: str, sessions: Sessions) -> None:
+    def __init__(self, address: str, sessions: Sessions, keep_every: int = 20) -> None:
         self._address = address
         self._sessions = sessions
+        self._keep_every = keep_every
         self._numbers = count()
         self._drawing = threading.Lock()
 
@@ -73,6 +70,6 @@ class Crowd:
             request = json.dumps({"items": items, "k": 20}).encode()
             exchange, answer = exchange_over(connection, request)
             met.exchanges.append(exchange)
-            if answer and number % _KEPT == 0:
+            if answer and number % self._keep_every == 0:
                 met.answers.append((request, answer))
         connection.close()
