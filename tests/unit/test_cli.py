@@ -226,7 +226,9 @@ def test_a_benchmark_is_given_its_options_and_its_result_is_written(headrace, be
         "methods": "online",
         "cycles": "1-3",
         "seeds": "2",
+        "sample": "1000",
         "device": "cpu",
+        "folder": str(tmp_path / "results"),
         "recipe": "my.toml",
         "overrides": "['train.epochs=4']",
     }

@@ -1,37 +1,39 @@
-"""``headrace bench continual``: the ADER protocol (Mi et al., RecSys 2020) through production's own increment.
+"""``headrace bench continual``: continual-learning methods and retrainers by the ADER protocol, as production learns.
 
-Each file of the log is a period. Cycle t tests on period t what was updated on period t - 1: that is what an increment
-scores before it trains. The protocol's queries are those with a known item in the context and a known target, ranked
-over all items seen so far. A period is long, so the blend is told twice: with the weights of the commit that answers,
-and ``blend_running``, whose weights move every 500 queries. Imports neither ray nor wandb.
+Each file of the log is a period, each method a name (bench/study/variants.py). Every row is given twice, the neural
+expert alone and the blend that would be served with it, and each expert alone beside them. What is done stays in the
+folder, so that the same command goes on where it was stopped, and other methods join later, from other processes too.
+Imports neither ray nor wandb.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from headrace.bench.output import print_table
-from headrace.blend.calibration import recalibrate
-from headrace.blend.weights import per_query, update
-from headrace.commit.manifest import Manifest
+from headrace.bench.output import commit_facts, machine_facts, print_table
+from headrace.bench.study.cycles import Cycles
+from headrace.bench.study.page import build_page
+from headrace.bench.study.progress import Progress
+from headrace.bench.study.published import published
+from headrace.bench.study.results import Row, Study
+from headrace.bench.study.shelf import Shelf
+from headrace.bench.study.summary import SHOWN, VOTERS, Summary
+from headrace.bench.study.table import markdown
+from headrace.bench.study.variants import Variant, variant
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
-from headrace.evaluation.metrics import METRICS
-from headrace.evaluation.prequential import Queries, known
-from headrace.recommend.recommender import BLEND
-from headrace.records import CutRows, hash64_array
-from headrace.train.offline import peak_mb, queries_of, replay
-from headrace.train.state import LearnerState
 
-_STRIDE = 500
-"""Queries after which the running blend's weights move."""
-METHODS: dict[str, tuple[str, ...]] = {"online": ()}
-"""What each name on the command line adds to the recipe, as overrides."""
+_OWN = ("recall@20", "recall@10", "mrr@20", "mrr@10", "recall@100")
+_BLENDS = ("blend", "blend_running")
+_HEADER = (
+    *("cycle", "queries", "R@20", "R@10", "MRR@20", "MRR@10", "R@100"),
+    *("blend R@20", "MRR@20", "running R@20", "MRR@20", "train s", "done"),
+)
 
 
 def run(
@@ -41,120 +43,129 @@ def run(
     cycles: str = "1-4",
     seeds: int = 1,
     device: str = "cpu",
+    sample: int = 1000,
+    folder: Path | None = None,
     recipe: Path = Path("jobs/recipes/diginetica.toml"),
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run the protocol and print a row per cycle; the result maps each method to its rows, one per seed and cycle.
+    """Run the protocol and print a row per cycle; the result has the means of all that the folder holds.
 
-    ``methods``: names joined by commas. ``cycles``: "1-4" or "16". Figures are shares, seconds and megabytes.
+    ``methods``: names joined by commas. ``cycles``: "1-4", "4,8" or "16". ``sample``: queries of each past period that
+    forgetting is measured on. ``folder``: what is done there is kept and gone on from; None: nothing is kept. Figures
+    are shares, seconds and megabytes.
     """
-    first, last = _cycles(cycles)
-    results: dict[str, Any] = {}
-    for method in methods.split(","):
-        if method not in METHODS:
-            raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
-        rows = []
-        for seed in range(1, seeds + 1):
-            words = [*METHODS[method], *overrides, f"seed={seed}", f"feed.path={data}"]
-            for row in _cycles_of(load_recipe([str(recipe)], words), last, torch.device(device)):
-                if row["cycle"] >= first:
-                    rows.append({"seed": seed, **row})
-                    _print(method, rows[-1:], header=len(rows) == 1)
-        results[method] = rows
-        print_table(f"{method}: mean of cycles {first} to {last}", _HEADER, [_cells("mean", _mean(rows))])
-    return results
+    wanted, words = cycles_of(cycles), [*overrides, f"feed.path={data}"]
+    base = load_recipe([str(recipe)], words)
+    chosen = [
+        variant(name, recipe, [*words, f"seed={seed}"]) for seed in range(1, seeds + 1) for name in methods.split(",")
+    ]
+    with ExitStack() as stack:
+        study = Study(folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-continual-"))))
+        shelf = Shelf(base, study.folder / "log")
+        if max(wanted) >= len(shelf):
+            raise ConfigError(f"{data} has {len(shelf)} periods; cycles up to {max(wanted)} need {max(wanted) + 1}")
+        study.note(_command(base.run.name, methods, cycles, seeds, device, overrides))
+        progress = Progress(study, chosen, wanted)
+        for method in chosen:
+            tell = _teller(method, study, progress)
+            Cycles(method, shelf, study.cells(method), torch.device(device), sample, tell).run(wanted)
+            write(study, Summary(study))
+        summary = Summary(study)
+        _print_means(summary)
+        return {"log": shelf.digest, "means": means_of(summary)}
 
 
-def _cycles_of(recipe: Recipe, last: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Train period after period; a row for each that was tested before it was trained."""
-
-    def by_period(part: CutRows, state: LearnerState) -> CutRows:
-        if part.cut.number == last:  # tested, and then there is nothing more to test
-            state.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 0})})
-        session_N = hash64_array(part.rows.session_N, "period", part.cut.number)  # the protocol splits sessions there
-
-        part = replace(part, rows=replace(part.rows, session_N=session_N))
-        if state.learner is not None:
-            running.update(_running(queries_of(part, state), state))
-        return part
-
-    trained_s, cut = 0.0, -1
-    running: dict[str, float] = {}
-    for manifest in replay(recipe, device, last, by_period):
-        if manifest.cut > 0:
-            yield _row(manifest, trained_s) | {"blend_running": dict(running)}
-        trained_s, cut = manifest.envelope.seconds["train"], manifest.cut
-    if cut < last:
-        raise ConfigError(f"{recipe.feed.path} has {cut + 1} periods; cycles up to {last} need {last + 1}")
+def cycles_of(text: str) -> list[int]:
+    """The cycles of "1-4", "4,8" or "16"; ConfigError where it says something else."""
+    found: set[int] = set()
+    for word in text.split(","):
+        first, dash, last = word.partition("-")
+        if not (first.isdigit() and (last.isdigit() or not dash)) or int(first) < 1:
+            raise ConfigError(f"--cycles {text!r}: write numbers from 1 on, such as 4,8, or a range such as 1-16")
+        found.update(range(int(first), int(last or first) + 1))
+    if not found:
+        raise ConfigError(f"--cycles {text!r} are none")
+    return sorted(found)
 
 
-def _running(asked: Queries, state: LearnerState) -> dict[str, float]:
-    """The learner's blend on a period, its weights moved on every ``_STRIDE`` queries; over the known ones."""
-    blend, learner = state.recipe.blend, state.learner
-    assert learner is not None
-    asked = asked.take(np.lexsort((asked.row_Q, asked.shard_Q)))
-    weights, calibration, values = state.weights, state.calibration, []
-    for first in range(0, len(asked), _STRIDE):
-        chunk = asked.take(np.arange(first, min(first + _STRIDE, len(asked))))
-        version = learner.remixed(weights, calibration.exponents)
-        judged = version.judge(chunk.contexts, chunk.target_T, chunk.offset_R)
-        values.append({name: metric(judged.rank[BLEND], chunk.offset_R) for name, metric in METRICS.items()})
-        p, slope = (per_query(of, chunk.offset_R) for of in (judged.probability, judged.slope))
-        if blend.calibrate:
-            calibration = recalibrate(calibration, weights, p, slope)
-        weights = update(weights, p, blend.eta, blend.share).weights
-    known_Q = known(asked, learner)
-    return {name: float(np.concatenate([value[name] for value in values])[known_Q].mean()) for name in METRICS}
+def write(study: Study, summary: Summary) -> None:
+    """The folder's tables and its page, from all that is done there."""
+    commands = study.commands()
+    about = list(dict.fromkeys(_words(command) for command in commands))
+    rows = published(commands[-1]["log"]) if commands else ()
+    study.write("results.json", _json(summary.rows))
+    study.write("forgetting.json", _json(_plain(summary)))
+    study.write("table.md", markdown(summary, rows, about))
+    study.write("report.html", build_page(summary, rows, about))
 
 
-def _row(manifest: Manifest, trained_s: float) -> dict[str, Any]:
-    metrics = manifest.facts["metrics"]
-    known = metrics["on_known"]
-    experts = [name for name in known if name not in ("live", "learner", "frozen")]
+def means_of(summary: Summary) -> dict[str, Any]:
+    """By method and span of cycles: R@20 and MRR@20 of the neural expert and of what is served; null: not run."""
     return {
-        "cycle": manifest.cut,
-        **known["neural"],
-        "train_s": trained_s,
-        "score_s": manifest.envelope.seconds["score"],
-        "peak_mb": peak_mb(),
-        "queries": metrics["known"],
-        "blend": known["learner"],
-        "experts": {name: known[name] for name in experts},
+        method: {
+            f"cycles {span}": {
+                voter: {metric: summary.mean(method, span, voter, metric) for metric in SHOWN} for voter in VOTERS
+            }
+            for span in summary.spans
+        }
+        for method in summary.methods
     }
 
 
-_OWN = ("recall@20", "recall@10", "mrr@20", "mrr@10", "recall@100")
-_BLENDS = ("blend", "blend_running")
-_HEADER = (
-    *("cycle", "queries", "R@20", "R@10", "MRR@20", "MRR@10", "R@100"),
-    *("blend R@20", "MRR@20", "running R@20", "MRR@20", "train s"),
-)
+def _command(
+    log: str, methods: str, cycles: str, seeds: int, device: str, overrides: Sequence[str]
+) -> dict[str, str | Any]:
+    words = " ".join([f"--methods {methods} --cycles {cycles} --seeds {seeds} --device {device}", *overrides])
+    return {"log": log, "command": f"headrace bench continual {words}", **commit_facts(), "machine": machine_facts()}
 
 
-def _cells(label: str, row: dict[str, Any]) -> list[str]:
+def _words(command: Row) -> str:
+    machine, sha = command["machine"], str(command["sha"] or "no commit")[:7]
+    where = machine["accelerator"] or f"{machine['cores']} cores of {machine['processor']}"
+    return f"`{command['command']}`: {sha}{' and changes' if command['changed'] else ''}, on {where}."
+
+
+def _teller(method: Variant, study: Study, progress: Progress) -> Callable[[Row], None]:
+    """Prints each row, and keeps ``results.json`` up to date."""
+    num_told = 0
+
+    def tell(row: Row) -> None:
+        nonlocal num_told
+        title = f"{method.name}, seed {row['seed']}: neural alone and the blend, ADER protocol, %"
+        cells = [*_cells(str(row["cycle"]), row), progress.done(method, row["cycle"])]
+        print_table(None if num_told else title, _HEADER, [cells], with_header=not num_told)
+        num_told += 1
+        study.write("results.json", _json(study.rows()))
+
+    return tell
+
+
+def _cells(label: str, row: Row) -> list[str]:
     own = [f"{100 * row[name]:.2f}" for name in _OWN]
     blends = [f"{100 * row[blend][name]:.2f}" for blend in _BLENDS for name in ("recall@20", "mrr@20")]
     return [label, f"{row['queries']:.0f}", *own, *blends, f"{row['train_s']:.1f}"]
 
 
-def _print(method: str, rows: list[dict[str, Any]], header: bool) -> None:
-    title = f"{method}: neural alone and the blend, ADER protocol, %" if header else None
-    print_table(title, _HEADER, [_cells(str(row["cycle"]), row) for row in rows], with_header=header)
+def _print_means(summary: Summary) -> None:
+    for voter, words in VOTERS.items():
+        header = ("method", *(f"{metric}, {span}" for span in summary.spans for metric in ("R@20", "MRR@20")))
+        rows = []
+        for method in summary.methods:
+            means = [summary.mean(method, span, voter, metric) for span in summary.spans for metric in SHOWN]
+            rows.append([method, *("not run" if value is None else f"{100 * value:.2f}" for value in means)])
+        print_table(f"means over cycles, %: {words}", header, rows)
 
 
-def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    plain = ("queries", *_OWN, "train_s")
-    blends = {
-        blend: {name: mean([row[blend][name] for row in rows]) for name in ("recall@20", "mrr@20")} for blend in _BLENDS
+def _plain(summary: Summary) -> dict[str, Any]:
+    """The matrices as lists; null where nothing was measured."""
+    return {
+        method: {
+            voter: {**found, "recall@20": [[None if x != x else x for x in row] for row in found["recall@20"].tolist()]}
+            for voter, found in by_voter.items()
+        }
+        for method, by_voter in summary.matrices.items()
     }
-    return {**{name: mean([row[name] for row in rows]) for name in plain}, **blends}
 
 
-def _cycles(text: str) -> tuple[int, int]:
-    first, dash, last = text.partition("-")
-    if not (first.isdigit() and (last.isdigit() or not dash)) or int(first) < 1:
-        raise ConfigError(f"--cycles {text!r}: write a number from 1 on, or a range such as 1-4")
-    return int(first), int(last) if dash else int(first)
+def _json(content: Any) -> str:  # noqa: ANN401 (plain JSON)
+    return json.dumps(content, indent=1, allow_nan=False)

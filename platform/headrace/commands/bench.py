@@ -14,6 +14,11 @@ bench = typer.Typer(
 )
 
 
+Study = Annotated[
+    Path | None, typer.Option("--out", help="A folder that keeps what is done, with its tables.", show_default=False)
+]
+
+
 class BenchModule(Protocol):
     """What a module of ``bench/`` gives the command line."""
 
@@ -190,14 +195,26 @@ def bench_coldstart(
 def bench_continual(
     data: Data,
     words: Words = None,
-    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "online",
-    cycles: Annotated[str, typer.Option(help="One, or a range such as 1-16.")] = "1-4",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names, separated by commas: kinds of methods and experts joined by plus signs (online, "
+            "replay:ratio=0.5+distill), default (what the recipe says), joint, joint_warm, window, frozen; an ending "
+            "-fresh starts the optimizer afresh at each cycle."
+        ),
+    ] = "online",
+    cycles: Annotated[str, typer.Option(help="One, several such as 4,8, or a range such as 1-16.")] = "1-4",
     seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    sample: Annotated[int, typer.Option(min=0, help="Past queries a period that forgetting is measured on.")] = 1000,
     device: str = "cpu",
-    out: Out = None,
+    out: Study = None,
 ) -> None:
-    """The ADER protocol: train on one period, test on the next, cycle after cycle; imports no Ray."""
-    _bench("continual", words, out, data=data, methods=methods, cycles=cycles, seeds=seeds, device=device)
+    """The ADER protocol: train on one period, test on the next, cycle after cycle; imports no Ray.
+
+    The folder keeps what is done: the same command goes on where it was stopped, and other methods join later.
+    """
+    options = {"methods": methods, "cycles": cycles, "seeds": seeds, "sample": sample, "device": device, "folder": out}
+    _bench("continual", words, out, data=data, **options)
 
 
 def _bench(name: str, words: Sequence[str] | None, out: Path | None, **options: Any) -> None:  # noqa: ANN401

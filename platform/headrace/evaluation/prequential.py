@@ -89,6 +89,8 @@ class Scored:
     not asked."""
     target_T: NDArray[np.int64]
     """The items that these targets are."""
+    ranks: Mapping[str, NDArray[np.int64]]
+    """By name, as ``metrics``: the rank of every target, (T,), in ledger order of the queries."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -169,8 +171,9 @@ def _summary(
     calibrated: Sequence[str],
     compared: Sequence[str],
 ) -> Scored:
-    shard_Q, row_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row"))
+    shard_Q, row_Q, length_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row", "length"))
     order_Q = np.lexsort((row_Q, shard_Q))
+    order_T = ranges(offsets(length_Q)[:-1][order_Q], length_Q[order_Q])
     known_Q = np.concatenate([part["known"] for part in parts])[order_Q]
     metrics: dict[str, dict[str, float]] = {}
     metrics_known: dict[str, dict[str, float]] = {}
@@ -183,9 +186,21 @@ def _summary(
     slope = {name: np.concatenate([part[f"slope/{name}"] for part in parts])[order_Q] for name in calibrated}
     gains = {name: np.concatenate([part[f"gained/{name}"] for part in parts]) for name in compared}
     target_T = np.concatenate([part["target"] for part in parts])
+    ranks = {voter: np.concatenate([part[f"rank/{voter}"] for part in parts])[order_T] for voter in voters}
     failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
     faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
-    return Scored(len(order_Q), int(known_Q.sum()), metrics, metrics_known, probability, slope, faults, gains, target_T)
+    return Scored(
+        len(order_Q),
+        int(known_Q.sum()),
+        metrics,
+        metrics_known,
+        probability,
+        slope,
+        faults,
+        gains,
+        target_T,
+        ranks,
+    )
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

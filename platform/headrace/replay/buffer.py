@@ -151,6 +151,12 @@ class Buffer:
         chosen_B = draw(drawable.end_A, drawable.num, size, generator(self._seed, "replay", increment, step, rank))
         return drawable.take(chosen_B).examples()
 
+    def since(self, first_cut: int) -> Examples:
+        """All examples that can be drawn, of this cut and later ones, oldest segment first."""
+        drawable = self._draws()
+        packed = drawable.take(np.arange(drawable.num))
+        return packed.take(np.flatnonzero(packed.records("example")["cut"] >= first_cut)).examples()
+
     def parts(self) -> Parts:
         """The snapshot: segments by serial number, and "index". The very same arrays wherever nothing changed.
 

@@ -5,7 +5,7 @@ been committed. Every rank runs all of it, with its own rows; whatever decides s
 ranks decide alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
@@ -85,11 +85,17 @@ class Trained:
 
 
 def train_increment(
-    cut_rows: CutRows, state: LearnerState, group: Group, committer: Committer, waited_s: float = 0.0
+    cut_rows: CutRows,
+    state: LearnerState,
+    group: Group,
+    committer: Committer,
+    waited_s: float = 0.0,
+    on_scored: Callable[[Scored], None] | None = None,
 ) -> Manifest:
     """Take a cut, score it, learn from it, and commit what came of it; ``state`` is then as the commit says.
 
-    ``waited_s`` is how long the rows were waited for. FencedError when a newer run has taken the store.
+    ``waited_s`` is how long the rows were waited for. ``on_scored`` hears of the cut's answers before anything learns
+    from them: for benchmarks. FencedError when a newer run has taken the store.
     """
     watch = Stopwatch(waited_s)
     cut, warmup = cut_rows.cut, state.commit is None
@@ -101,7 +107,7 @@ def train_increment(
     asked = questions.queries(intake, state.recipe.inputs)
     taken = _gather_taken(intake, asked, group)
     follow_rollback(state, cut.rollback, committer.store)
-    scored = _score(asked, state, group, cut.number, committer.store)
+    scored = _score(asked, state, group, cut.number, committer.store, on_scored)
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
     watch.lap("score")
@@ -171,7 +177,14 @@ def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
     )
 
 
-def _score(asked: Queries, state: LearnerState, group: Group, increment: int, store: Store) -> Scored | None:
+def _score(
+    asked: Queries,
+    state: LearnerState,
+    group: Group,
+    increment: int,
+    store: Store,
+    on_scored: Callable[[Scored], None] | None,
+) -> Scored | None:
     """Before anything learns from the cut: figures of every version that matters, and the blend's new weights."""
     recipe = state.recipe
     if state.learner is None or state.live is None:
@@ -181,6 +194,8 @@ def _score(asked: Queries, state: LearnerState, group: Group, increment: int, st
     )
     frozen = state.frozen if increment % recipe.evaluation.frozen_every == 0 else None
     scored = score(asked, state.live, state.learner, frozen, group.gather, rival(state, store))
+    if on_scored is not None:
+        on_scored(scored)
     if scored.num_queries:
         if recipe.blend.calibrate:
             state.calibration = recalibrate(state.calibration, state.weights, scored.probability, scored.slope)
@@ -208,6 +223,7 @@ def _train(
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
     replayed = _replayed(made, state, increment, watch)
+    touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
     passed = train_passes(
         state.step,
         made,
@@ -216,7 +232,7 @@ def _train(
         epochs=recipe.train.warmup_epochs if warmup else recipe.train.epochs,
         seed=recipe.seed,
         increment=increment,
-    touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
+        replayed=replayed,
     )
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
@@ -225,7 +241,6 @@ def _train(
         state.replay.stage(increment, made, groups_of(made, intake.rows))
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
-        replayed=replayed,
         expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
     _remember(intake, state)
     counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})

@@ -1,6 +1,6 @@
 """A log through production's own ledger, rows and increment in one process: for benchmarks and a first look.
 
-No Ray, no wandb: the same code as a run's, with a group of one, in a temporary folder.
+No Ray, no wandb: the same code as a run's, with a group of one, in a temporary folder or in one that stays.
 """
 
 import resource
@@ -13,8 +13,8 @@ from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe, StoreConfig, SyntheticConfig
 from headrace.errors import ConfigError
-from headrace.evaluation.prequential import Queries
-from headrace.feed.items import ItemsFolder, ItemsLog, items_landing
+from headrace.evaluation.prequential import Queries, Scored
+from headrace.feed.items import ItemsFolder, items_landing
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -22,17 +22,43 @@ from headrace.feed.replayer import Replayer
 from headrace.feed.rows import cut_rows
 from headrace.feed.synthetic import SyntheticStream
 from headrace.records import KEY_GROUPS, CutRows
-from headrace.replay.client import LocalReplay, ReplaySpec
+from headrace.replay.client import LocalReplay, Replay, ReplaySpec
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 from headrace.train import questions
 from headrace.train.committer import Committer
 from headrace.train.group import Solo
 from headrace.train.increment import train_increment
-from headrace.train.intake import take
-from headrace.train.state import LearnerState, fresh
+from headrace.train.intake import Fate, take
+from headrace.train.state import LearnerState, resume
 from headrace.train.step import repeatable
 from headrace.train.times import believed_times
+
+
+class Learner:
+    """One learner in this process, from the newest commit of its store on; it keeps few commits.
+
+    ``replay`` takes the place of the recipe's own.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, store: Store, replay: Replay | None = None) -> None:
+        repeatable()
+        self.epoch = take_epoch(store)
+        self._group = Solo()
+        if replay is None and recipe.replays:
+            replay = LocalReplay(ReplaySpec(recipe.replay, recipe.seed, 1, store.uri), 0)
+        self.state = resume(store, recipe, self._group, device, replay)
+        self._committer = Committer(store, self.epoch, self._group, StoreConfig(keep=2, keep_s=0.0))
+        self._committer.start(self.state)
+
+    @property
+    def newest_cut(self) -> int:
+        """The cut of the newest commit; -1 before the warm-up."""
+        return -1 if self.state.commit is None else self.state.commit.cut
+
+    def train(self, part: CutRows, on_scored: Callable[[Scored], None] | None = None) -> Manifest:
+        """One increment; see ``train_increment``."""
+        return train_increment(part, self.state, self._group, self._committer, on_scored=on_scored)
 
 
 def replay(
@@ -47,16 +73,11 @@ def replay(
     With ``feed.synthetic`` it is that stream, a shard after every increment. ``change`` sees each cut's rows before
     they are taken. Commits go to ``store``, by default a temporary one. ConfigError where there is nothing to replay.
     """
-    repeatable()
-    group = Solo()
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         store, landing = store or Store(f"{folder}/store"), Landing(f"{folder}/landing")
-        epoch = take_epoch(store)
-        replay = LocalReplay(ReplaySpec(recipe.replay, recipe.seed, 1, store.uri), 0) if recipe.replays else None
-        state = fresh(recipe, group, device, replay)
-        committer = Committer(store, epoch, group, StoreConfig(keep=2, keep_s=0.0))
-        writer = LedgerWriter.open(store, epoch)
-        reader = LedgerReader(store, epoch.number)
+        learner = Learner(recipe, device, store)
+        writer = LedgerWriter.open(store, learner.epoch)
+        reader = LedgerReader(store, learner.epoch.number)
         side = items_landing(recipe.feed, f"{folder}/items")
         items = None if side is None else ItemsFolder(side, recipe.catalogue.attributes)
         source = _source(recipe, landing, side)
@@ -70,7 +91,7 @@ def replay(
                 return
             for cut in polled.cuts:
                 part = cut_rows(reader, cut, recipe.columns, range(KEY_GROUPS))
-                yield train_increment(change(part, state), state, group, committer)
+                yield learner.train(change(part, learner.state))
                 done = cut.number
 
 
@@ -80,8 +101,7 @@ def _source(recipe: Recipe, landing: Landing, items: Landing | None) -> ShardSou
         return SyntheticStream(feed.synthetic, recipe.seed, landing, items)
     if feed.replay is None or feed.path is None:
         raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
-    told = None if items is None or feed.items_path is None else ItemsLog(Landing(feed.items_path), items)
-    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards, told)
+    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
 
 
 def _due_s(config: SyntheticConfig, shard: int) -> float:
@@ -89,12 +109,12 @@ def _due_s(config: SyntheticConfig, shard: int) -> float:
     return shard * config.shard_interval_s * (1.0 + 1e-9)
 
 
-def queries_of(part: CutRows, state: LearnerState) -> Queries:
-    """What the next increment will ask before it trains on these rows; for what ``replay`` hands to ``change``."""
+def queries_of(part: CutRows, state: LearnerState, fate: Fate = Fate.TRAINED) -> Queries:
+    """What the next increment will ask before it trains on these rows, or what those of another fate would ask."""
     state.catalogue.admit(part.item_I)
     times = believed_times(part, state.watermark_ms, state.recipe.feed, Solo())
     intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe, times)
-    return questions.queries(intake, state.recipe.inputs)
+    return questions.queries(intake, state.recipe.inputs, fate)
 
 
 def peak_mb() -> float:

@@ -12,12 +12,12 @@ from headrace.evaluation.prequential import Queries
 from headrace.experts.base import Counted
 from headrace.inputs.contexts import Contexts, build_contexts, offsets, ranges, span_before
 from headrace.inputs.examples import Examples
-from headrace.train.intake import Intake
+from headrace.train.intake import Fate, Intake
 
 
-def queries(intake: Intake, config: InputsConfig) -> Queries:
-    """The prequential queries of this rank's trained rows, in ledger order."""
-    asked_N = intake.trained_N & intake.rows.target_N
+def queries(intake: Intake, config: InputsConfig, fate: Fate = Fate.TRAINED) -> Queries:
+    """The prequential queries of this rank's trained rows (or of those held out), in ledger order."""
+    asked_N = (intake.fate_N == fate) & intake.rows.target_N
     if config.sessions == "sequence":
         index_T = np.flatnonzero(asked_N & intake.begun_N)
         first_Q, offset_R = index_T, np.arange(len(index_T) + 1)

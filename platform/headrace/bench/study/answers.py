@@ -1,0 +1,154 @@
+"""What versions answered to a test's queries, rank by rank: made, kept, and summed up.
+
+Two blends are told apart: "blend", whose weights are those of the commit that answers, and "blend_running", whose
+weights move on every 500 queries, since a test may be long. Shape legend: Q queries, R = Q + 1 offsets, T targets.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.bench.study.shelf import Shelf
+from headrace.blend.calibration import Calibration, recalibrate
+from headrace.blend.weights import NEURAL as NEURAL
+from headrace.blend.weights import Weights, per_query, update
+from headrace.catalogue.ids import Catalogue
+from headrace.config.recipe import BlendConfig
+from headrace.evaluation.metrics import METRICS, recall
+from headrace.evaluation.prequential import Queries
+from headrace.inputs.contexts import offsets, ranges
+from headrace.recommend.recommender import BLEND, Recommender
+
+RUNNING = "blend_running"
+NEW = "new_item_recall@20"
+_STRIDE = 500
+_PLAIN = ("key_Q", "session_Q", "ts_Q", "offset_R", "new_T")
+_HIGHEST = np.iinfo(np.uint16).max
+"""What ranks beyond every cutoff are kept as."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One test. Made by protocols of the study; kept as an npz file, so that two methods can be paired later."""
+
+    key_Q: NDArray[np.int64]
+    """Names a query, whichever method answers it: period and row; ascending."""
+    session_Q: NDArray[np.uint64]
+    ts_Q: NDArray[np.int64]
+    """When it was asked, event time, ms."""
+    offset_R: NDArray[np.int64]
+    new_T: NDArray[np.bool_]
+    """Whether the target was first met in the newest period that was trained (never in the first test)."""
+    ranks: Mapping[str, NDArray[np.int64]]
+    """By "neural", "blend", "blend_running" and the name of each counter, (T,)."""
+
+    def __len__(self) -> int:
+        return len(self.key_Q)
+
+    def figures(self, name: str) -> dict[str, float | None]:
+        """Every metric's mean over the queries; of new items' recall, over those whose target is one."""
+        rank_T = self.ranks[name]
+        means = {metric: float(of(rank_T, self.offset_R).mean()) for metric, of in METRICS.items()}
+        is_new_Q = _any(self.new_T, self.offset_R)
+        hit_Q = recall(20)(rank_T, self.offset_R)
+        return {**means, NEW: float(hit_Q[is_new_Q].mean()) if is_new_Q.any() else None}
+
+    def take(self, index_B: NDArray[np.integer]) -> "Answers":
+        """These queries, in this order."""
+        length_B = np.diff(self.offset_R)[index_B]
+        flat_T = ranges(self.offset_R[:-1][index_B], length_B)
+        return Answers(
+            self.key_Q[index_B],
+            self.session_Q[index_B],
+            self.ts_Q[index_B],
+            offsets(length_B),
+            self.new_T[flat_T],
+            {name: rank_T[flat_T] for name, rank_T in self.ranks.items()},
+        )
+
+    def save(self, path: Path) -> None:
+        """Write an npz file, whole or not at all; ranks are kept up to 65,535."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        for name, rank_T in self.ranks.items():
+            arrays[f"rank/{name}"] = np.minimum(rank_T, _HIGHEST).astype(np.uint16)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Answers":
+        """What ``save`` wrote."""
+        with np.load(path) as kept:
+            arrays: dict[str, NDArray[Any]] = dict(kept)
+        ranks = {name.removeprefix("rank/"): array for name, array in arrays.items() if name.startswith("rank/")}
+        plain = {name: arrays[name] for name in _PLAIN}
+        return cls(**plain, ranks={name: rank_T.astype(np.int64) for name, rank_T in ranks.items()})
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Weights and temperatures, as a stream moves them."""
+
+    weights: Weights
+    calibration: Calibration
+
+    def moved(
+        self, p: Mapping[str, NDArray[np.float64]], slope: Mapping[str, NDArray[np.float64]], config: BlendConfig
+    ) -> "Blend":
+        """After these queries, (Q,) by expert, in the order in which an increment moves them."""
+        calibration = recalibrate(self.calibration, self.weights, p, slope) if config.calibrate else self.calibration
+        return Blend(update(self.weights, p, config.eta, config.share).weights, calibration)
+
+    def of(self, version: Recommender) -> Recommender:
+        """This version, answering with these weights."""
+        return version.remixed(self.weights, self.calibration.exponents)
+
+
+def in_order(asked: Queries) -> Queries:
+    """The queries in ledger order."""
+    return asked.take(np.lexsort((asked.row_Q, asked.shard_Q)))
+
+
+def running(asked: Queries, version: Recommender, blend: Blend, config: BlendConfig) -> NDArray[np.int64]:
+    """Ranks of the targets, (T,), by the version's blend while its weights move; the queries are in ledger order."""
+    ranks = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, len(asked), _STRIDE):
+        chunk = asked.take(np.arange(first, min(first + _STRIDE, len(asked))))
+        judged = blend.of(version).judge(chunk.contexts, chunk.target_T, chunk.offset_R)
+        ranks.append(judged.rank[BLEND])
+        p, slope = (per_query(of, chunk.offset_R) for of in (judged.probability, judged.slope))
+        blend = blend.moved(p, slope, config)
+    return np.concatenate(ranks)
+
+
+def answered(
+    asked: Queries, ranks: Mapping[str, NDArray[np.int64]], shelf: Shelf, catalogue: Catalogue, period: int
+) -> Answers:
+    """The answers to a period's queries, which are in ledger order."""
+    born_I = shelf.born(catalogue.raw_ids(np.arange(len(catalogue))))
+    new_T = (born_I[asked.target_T] == period - 1) if period > 1 else np.zeros(len(asked.target_T), dtype=np.bool_)
+    key_Q = (shelf.period_of(asked.shard_Q) << 32) | asked.row_Q
+    return Answers(key_Q, asked.contexts.session_Q, asked.contexts.as_of_Q, asked.offset_R, new_T, dict(ranks))
+
+
+def known(asked: Queries, shelf: Shelf, catalogue: Catalogue, period: int) -> NDArray[np.int64]:
+    """The queries that the protocol asks: a context item and a target were met before this period."""
+    born_I = shelf.born(catalogue.raw_ids(np.arange(len(catalogue))))
+    contexts = asked.contexts
+    context_Q = _any(born_I[contexts.item_T] < period, contexts.offset_R)
+    return np.flatnonzero(context_Q & _any(born_I[asked.target_T] < period, asked.offset_R))
+
+
+def _any(holds_T: NDArray[np.bool_], offset_R: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each query, whether it holds for one of its entries."""
+    before = np.concatenate([[0], np.cumsum(holds_T)])
+    return np.asarray(before[offset_R[1:]] > before[offset_R[:-1]])

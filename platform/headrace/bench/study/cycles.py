@@ -1,0 +1,247 @@
+"""The ADER protocol (Mi et al., RecSys 2020), cycle by cycle, through production's own increment.
+
+Cycle t tests on period t what was updated on period t - 1. Its queries are those with a context item and a target that
+were met before the period, ranked over all items met so far; the protocol splits sessions at the ends of periods. What
+is tested at the last cycle is not trained, so that more cycles may follow another day. Whatever is done is kept in
+the study's folder at once, and passed over when the same is asked again.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.bench.study import forgetting
+from headrace.bench.study.answers import NEURAL, RUNNING, Answers, Blend, answered, in_order, known, running
+from headrace.bench.study.results import Cells, Row
+from headrace.bench.study.shelf import Shelf
+from headrace.bench.study.variants import WINDOW_PERIODS, Variant
+from headrace.blend.calibration import Calibration
+from headrace.blend.weights import Weights
+from headrace.commit.manifest import Manifest
+from headrace.config.recipe import Recipe, ReservoirConfig
+from headrace.evaluation.prequential import Queries, Scored, score
+from headrace.inputs.examples import Examples
+from headrace.recommend.recommender import BLEND, Recommender
+from headrace.records import CutRows, hash64_array
+from headrace.replay.client import LocalReplay, ReplaySpec
+from headrace.store.store import Store
+from headrace.train.group import Solo
+from headrace.train.intake import Fate
+from headrace.train.offline import Learner, peak_mb, queries_of
+from headrace.train.state import LearnerState
+from headrace.train.step import TrainStep
+
+_BOUNDLESS_BYTES = 2**50
+_VERSIONS = ("live", "learner", "frozen")
+
+
+class Cycles:
+    """One method with one seed, over the periods of a log; ``tell`` hears of every row that is finished.
+
+    ``sample``: queries of each past period that forgetting is measured on; 0: it is not measured.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        shelf: Shelf,
+        cells: Cells,
+        device: torch.device,
+        sample: int,
+        tell: Callable[[Row], None],
+    ) -> None:
+        self._variant, self._shelf, self._cells = variant, shelf, cells
+        self._device, self._sample, self._tell = device, sample, tell
+        self._recipe = _recipe_of(variant)
+        self._samples: dict[int, Queries] = {}
+
+    def run(self, cycles: Collection[int]) -> None:
+        """Test these cycles; a learner that follows the log tests all cycles up to the last of them."""
+        self._cells.begin(self._recipe, self._shelf.digest)
+        last = max(cycles)
+        if self._variant.reference == "joint":
+            for cycle in sorted(cycles):
+                if not self._cells.has(cycle):
+                    self._from_scratch(cycle)
+        elif not all(self._cells.has(cycle) for cycle in range(1, last + 1)):
+            self._follow(last)
+            if last == len(self._shelf) - 1:  # nothing can follow
+                shutil.rmtree(self._cells.run / "store")
+
+    def _follow(self, last: int) -> None:
+        store = self._cells.store()
+        learner = Learner(self._recipe, self._device, store, _looking_back(self._variant, store))
+        for cycle in range(learner.newest_cut + 1, last + 1):
+            part, state = self._by_period(self._shelf.part(cycle)), learner.state
+            self._keep_samples([cycle], part, state)
+            put = None
+            if cycle and not self._cells.has(cycle):
+                version, blend = self._answering(state)
+                self._measure(cycle, version)
+                asked = in_order(queries_of(part, state))
+                put = self._putting(cycle, asked, state, running(asked, version, blend, self._recipe.blend))
+                if cycle == last or self._variant.reference == "frozen":  # else the increment scores the same
+                    put(score(asked, version, version, None, Solo().gather))
+                    put = None
+            if cycle and self._variant.fresh_optimizer:
+                state.step = _without_moments(state)
+            if cycle < last:
+                learner.train(part, put)
+
+    def _from_scratch(self, cycle: int) -> None:
+        """Train on all periods before this cycle's as one warm-up, then test; the blend goes on from cycle to cycle."""
+        with tempfile.TemporaryDirectory(prefix="headrace-joint-") as folder:
+            learner = Learner(self._recipe, self._device, Store(folder))
+            state, whole = learner.state, self._by_period(self._shelf.first(cycle))
+            self._keep_samples(range(cycle), whole, state)
+            learner.train(whole)
+        assert state.learner is not None
+        blend = _carried(self._cells, cycle) or Blend(state.weights, state.calibration)
+        version = blend.of(state.learner)
+        self._measure(cycle, version)
+        asked = in_order(queries_of(self._by_period(self._shelf.part(cycle)), state))
+        moving_T = running(asked, version, blend, self._recipe.blend)
+        scored = score(asked, version, version, None, Solo().gather)
+        blend = blend.moved(scored.probability, scored.slope, self._recipe.blend)
+        kept = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
+        self._cells.put_blend(cycle, kept)
+        self._putting(cycle, asked, state, moving_T)(scored)
+
+    def _answering(self, state: LearnerState) -> tuple[Recommender, Blend]:
+        """The version that is tested, and its blend before the test."""
+        if self._variant.reference == "frozen":
+            assert state.frozen is not None
+            counters = [expert.name for expert in state.frozen.experts]
+            return state.frozen, Blend(Weights.even(counters), Calibration.plain(counters))
+        assert state.learner is not None
+        return state.learner, Blend(state.weights, state.calibration)
+
+    def _putting(
+        self, cycle: int, asked: Queries, state: LearnerState, moving_T: NDArray[np.int64]
+    ) -> Callable[[Scored], None]:
+        """What is to be done with the scores of these queries once they are there."""
+        assert state.commit is not None
+        trained = state.commit
+
+        def put(scored: Scored) -> None:
+            ranks = {name: rank_T for name, rank_T in scored.ranks.items() if name not in _VERSIONS}
+            ranks |= {BLEND: scored.ranks["learner"], RUNNING: moving_T}
+            answers = answered(asked, ranks, self._shelf, state.catalogue, cycle)
+            answers = answers.take(known(asked, self._shelf, state.catalogue, cycle))
+            row = _row(self._cells.seed, cycle, answers, trained)
+            self._cells.put(row, answers)
+            self._tell(row)
+
+        return put
+
+    def _keep_samples(self, periods: Collection[int], part: CutRows, state: LearnerState) -> None:
+        """Of each of these periods, whose rows are in ``part``, before it is trained."""
+        if not self._sample or all(self._cells.sample(period).is_file() for period in periods):
+            return
+        fate = Fate.HELD_OUT if self._recipe.evaluation.eval_share else Fate.TRAINED
+        asked = queries_of(part, state, fate)
+        period_Q = self._shelf.period_of(asked.shard_Q)
+        for period in periods:
+            kept = forgetting.sample(asked.take(np.flatnonzero(period_Q == period)), self._sample)
+            forgetting.save_sample(self._cells.sample(period), kept)
+
+    def _measure(self, cycle: int, version: Recommender) -> None:
+        """What the learner of this test knows of past periods; left out where one of these has no sample."""
+        paths = [self._cells.sample(period) for period in range(cycle)]
+        if not self._sample or not all(path.is_file() for path in paths):
+            return
+        for period, path in enumerate(paths):
+            if period not in self._samples:
+                self._samples[period] = forgetting.load_sample(path)
+        scores = forgetting.measure(version, [self._samples[period] for period in range(cycle)])
+        held_out = self._recipe.evaluation.eval_share > 0
+        self._cells.put_measured(cycle, {"seed": self._cells.seed, "cycle": cycle, "held_out": held_out, **scores})
+
+    def _by_period(self, part: CutRows) -> CutRows:
+        """The protocol splits sessions at the ends of periods."""
+        period_N = self._shelf.period_of(part.rows.shard_N)
+        session_N = part.rows.session_N.copy()
+        for period in np.unique(period_N).tolist():
+            mine_N = (period_N == period) & (session_N != 0)  # 0: derived from a gap of inactivity
+            session_N[mine_N] = hash64_array(part.rows.session_N[mine_N], "period", period)
+        return replace(part, rows=replace(part.rows, session_N=session_N))
+
+
+class _LookingBack(LocalReplay):
+    """A retrainer's past: every increment trains on all examples of the last ``periods``, its own among them.
+
+    None: of all periods.
+    """
+
+    def __init__(self, recipe: Recipe, store_uri: str, periods: int | None) -> None:
+        config = recipe.replay.model_copy(update={"policy": ReservoirConfig(), "max_bytes": _BOUNDLESS_BYTES})
+        super().__init__(ReplaySpec(config, recipe.seed, 1, store_uri), 0)
+        self._periods = periods
+
+    def batches(self, increment: int, sizes: Collection[int], first_step: int = 0) -> Iterator[Examples]:
+        """All of them, whatever was asked for."""
+        past = self._buffer.since(0 if self._periods is None else increment - self._periods + 1)
+        if len(past):
+            yield past
+
+
+def _looking_back(variant: Variant, store: Store) -> LocalReplay | None:
+    match variant.reference:
+        case "window":
+            return _LookingBack(variant.recipe, store.uri, WINDOW_PERIODS)
+        case "joint_warm":
+            return _LookingBack(variant.recipe, store.uri, None)
+        case _:
+            return None
+
+
+def _recipe_of(variant: Variant) -> Recipe:
+    """The method's recipe, as the protocol asks it: all queries, and no version beside it that nobody reads."""
+    recipe = variant.recipe
+    changes: dict[str, Any] = {"max_queries": "all", "frozen_every": 10**9}
+    if variant.reference == "frozen":
+        changes["max_queries"] = 1
+        train = recipe.train.model_copy(update={"epochs": 0})
+        recipe = recipe.model_copy(update={"train": train, "gate": recipe.gate.model_copy(update={"window": 0})})
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changes)})
+
+
+def _without_moments(state: LearnerState) -> TrainStep:
+    """The learner's step with an optimizer that has done nothing yet."""
+    step, recipe = state.step, state.recipe
+    return TrainStep(step.model, step.objective, state.methods, recipe.train, step.group, recipe.seed)
+
+
+def _carried(cells: Cells, cycle: int) -> Blend | None:
+    """The blend after the newest cycle before this one that was run."""
+    kept = cells.blend()
+    before = max((int(done) for done in kept if int(done) < cycle), default=None)
+    if before is None:
+        return None
+    blend = kept[str(before)]
+    return Blend(Weights.from_mapping(blend["weights"]), Calibration.from_state(blend["calibration"]))
+
+
+def _row(seed: int, cycle: int, answers: Answers, trained: Manifest) -> Row:
+    """A cycle's figures, shares and seconds; its own are the neural expert's."""
+    seconds, review = trained.envelope.seconds, trained.facts["review"]
+    counters = [name for name in answers.ranks if name not in (BLEND, RUNNING)]
+    return {
+        "seed": seed,
+        "cycle": cycle,
+        **answers.figures(NEURAL),
+        "train_s": seconds["train"] + seconds.get("replay", 0.0),
+        "peak_mb": peak_mb(),
+        "queries": len(answers),
+        BLEND: answers.figures(BLEND),
+        RUNNING: answers.figures(RUNNING),
+        "experts": {name: answers.figures(name) for name in counters},
+        "verdict": trained.verdict,
+        "rolled_back_to": review["rolled_back_to"],
+    }

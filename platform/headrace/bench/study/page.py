@@ -1,0 +1,127 @@
+"""``report.html`` of a study: curves by cycle with the published ones, what they cost, what was forgotten, and why.
+
+One file that needs neither a network nor a library, drawn by what draws a run's page (tracking/).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from headrace.bench.study.answers import NEURAL
+from headrace.bench.study.charts import STYLE, cost_chart, heat_map
+from headrace.bench.study.published import Published
+from headrace.bench.study.summary import SHOWN, VOTERS, Summary
+from headrace.tracking.charts import Line, lines_chart
+from headrace.tracking.html import data_table, legend_list, section, whole
+from headrace.tracking.page_style import NUM_EXPERT_COLOURS
+from headrace.tracking.series import Curve, Floats, floats
+
+_NOT_RUN = "not run"
+_WORDS = {"recall@20": "Recall@20", "mrr@20": "MRR@20"}
+_NO_BAND = "In %, mean over seeds; the band reaches from the lowest seed to the highest. Dotted: published."
+
+
+def build_page(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
+    """The whole page; ``about`` are lines that say how it was made."""
+    css = _colours(summary.methods)
+    body = ["<h1>Continual recall, cycle by cycle</h1>", *(f"<p>{escape(line)}</p>" for line in about)]
+    for voter, words in VOTERS.items():
+        body.append(_means(summary, voter, f"{words[0].upper()}{words[1:]}"))
+        body += [_curves(summary, voter, metric, words, published, css) for metric in SHOWN]
+        body.append(_costs(summary, voter, words, css))
+    body += _matrices(summary)
+    return whole("Continual recall", body, style=STYLE)
+
+
+def _means(summary: Summary, voter: str, heading: str) -> str:
+    spans = summary.spans
+    header = ["method", "seeds", *(f"{_WORDS[metric]}, {span}" for span in spans for metric in SHOWN), "training, s"]
+    header += [f"{_WORDS[metric]} over online" for metric in SHOWN]
+    rows = []
+    for method in summary.methods:
+        means = [summary.mean(method, span, voter, metric) for span in spans for metric in SHOWN]
+        seconds, above = summary.seconds(method, summary.last), summary.above_baseline(method)
+        figures = [_NOT_RUN if value is None else f"{100 * value:.2f}" for value in means]
+        intervals = [above[voter, metric].words() if above else "" for metric in SHOWN]
+        spent = _NOT_RUN if seconds is None else f"{seconds:,.0f}"
+        rows.append([method, f"{len(summary.seeds(method))}", *figures, spent, *intervals])
+    over = spans[min(1, len(spans) - 1)]
+    note = (
+        f"In %, means over seeds, then over cycles ({', '.join(map(str, spans))}); settings were chosen on the first. "
+        f"The last columns: points above online on cycles {over}, on the same queries, with a 95 % interval over "
+        "sessions and seeds."
+    )
+    return section(heading, note, "", data_table(header, rows, numbers=range(1, len(header))))
+
+
+def _curves(
+    summary: Summary, voter: str, metric: str, words: str, published: Sequence[Published], css: Mapping[str, str]
+) -> str:
+    cycles = range(1, summary.last + 1)
+    lines = [Line(method, css[method], _curve(summary, method, voter, metric)) for method in summary.methods]
+    if metric == "recall@20":
+        lines += [
+            Line(f"{row.name} *", "published", _plain(floats(row.by_cycle[: summary.last])))
+            for row in published
+            if len(row.by_cycle) >= summary.last
+        ]
+    legend = legend_list((line.name, line.css, _last(line.curve.mean_C)) for line in lines)
+    heading = f"{_WORDS[metric]} by cycle: {words}"
+    return section(heading, _NO_BAND, legend, lines_chart(list(cycles), lines, "%", axis="cycle"))
+
+
+def _curve(summary: Summary, method: str, voter: str, metric: str) -> Curve:
+    low_C, high_C = (floats(bound) for bound in zip(*summary.ranges(method, voter, metric), strict=True))
+    return Curve(50 * (low_C + high_C), 50 * (high_C - low_C))
+
+
+def _costs(summary: Summary, voter: str, words: str, css: Mapping[str, str]) -> str:
+    paths = {}
+    for method in summary.methods:
+        points = [
+            (summary.seconds(method, cycle), summary.at(method, cycle, voter, "recall@20"))
+            for cycle in range(1, summary.last + 1)
+        ]
+        known = np.array([point for point in points if None not in point], dtype=np.float64).reshape(-1, 2)
+        value_K = 100 * np.cumsum(known[:, 1]) / np.arange(1, len(known) + 1)
+        paths[method] = (np.maximum(known[:, 0], 0.1), value_K)
+    note = "Mean of the cycles so far, in %, against the seconds of training that they took together."
+    chart = cost_chart(paths, css, "s, log", "%")
+    return section(f"Recall@20 against training time: {words}", note, "", chart)
+
+
+def _matrices(summary: Summary) -> Iterator[str]:
+    kind = (
+        "held out and never trained" if summary.is_held_out else "that were trained themselves, as nothing is held out"
+    )
+    for method, by_voter in summary.matrices.items():
+        for voter, found in by_voter.items():
+            score_IJ = 100 * found["recall@20"]
+            if not np.isfinite(score_IJ).any():
+                continue
+            low, high = float(np.nanmin(score_IJ)), float(np.nanmax(score_IJ))
+            figures = [found["average_forgetting"], found["backward_transfer"]]
+            told = ["—" if value is None else f"{100 * value:+.2f}" for value in figures]
+            note = (
+                f"R@20 on a fixed sample of each past period's queries, {kind}; from {low:.1f} (pale) to {high:.1f} %. "
+                f"Average forgetting {told[0]} points, backward transfer {told[1]}."
+            )
+            name = "neural expert" if voter == NEURAL else voter
+            yield section(f"Forgetting: {method}, {name}", note, "", heat_map(score_IJ, low, high, "%"))
+
+
+def _colours(methods: Sequence[str]) -> dict[str, str]:
+    """The same class for a method in every chart; online in the colour of what lives."""
+    others = [method for method in methods if method != "online"]
+    colour = {method: f"e{at % NUM_EXPERT_COLOURS}" for at, method in enumerate(others)}
+    return {**colour, "online": "live"}
+
+
+def _plain(mean_C: Floats) -> Curve:
+    return Curve(mean_C, np.full(len(mean_C), np.nan))
+
+
+def _last(mean_C: Floats) -> str:
+    known = mean_C[np.isfinite(mean_C)]
+    return f"{known[-1]:.1f}" if len(known) else _NOT_RUN

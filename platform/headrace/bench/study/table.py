@@ -1,0 +1,90 @@
+"""A study as Markdown: means over cycles, every cycle, every expert, forgetting. What was not run says so."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from headrace.bench.study.answers import NEURAL
+from headrace.bench.study.published import Published
+from headrace.bench.study.summary import SHOWN, VOTERS, Summary
+
+NOT_RUN = "*not run*"
+
+
+def markdown(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
+    """The whole page; ``about`` are lines that say how it was made."""
+    parts = ["# Continual recall, cycle by cycle", "", *(f"- {line}" for line in about), ""]
+    for voter, words in VOTERS.items():
+        parts += _section(
+            f"{words[0].upper()}{words[1:]}", _means(summary, voter, published if voter == NEURAL else ())
+        )
+    for voter, words in VOTERS.items():
+        parts += _section(f"By cycle: {words}", _by_cycle(summary, voter))
+    parts += _section("Each counter alone", _counters(summary))
+    parts += _section("Forgetting, R@20 in points", _forgetting(summary))
+    return "\n".join(parts)
+
+
+def _section(heading: str, lines: Iterable[str]) -> list[str]:
+    return [f"## {heading}", "", *lines, ""]
+
+
+def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iterator[str]:
+    spans = summary.spans
+    over = spans[min(1, len(spans) - 1)]
+    header = ["method", "seeds", *(f"cycles {span}" for span in spans), "training, s"]
+    header += [f"over online, cycles {over}: R@20 [95 %]", "MRR@20 [95 %]"]
+    rows = []
+    for method in summary.methods:
+        pairs = [_pair([summary.mean(method, span, voter, metric) for metric in SHOWN]) for span in spans]
+        seconds = summary.seconds(method, summary.last)
+        above = summary.above_baseline(method)
+        intervals = [above[voter, metric].words() if above else "" for metric in SHOWN]
+        spent = NOT_RUN if seconds is None else f"{seconds:.0f}"
+        rows.append([method, f"{len(summary.seeds(method))}", *pairs, spent, *intervals])
+    for row in published:
+        pair = f"{row.recall_at_20:.2f} / {row.mrr_at_20:.2f}"
+        rows.append([f"published: {row.name}", *[""] * len(spans), pair, "", "", ""])
+    yield "R@20 / MRR@20 in %; means over seeds, then over cycles. Settings were chosen on the first of these spans.\n"
+    yield from _table(header, rows)
+
+
+def _by_cycle(summary: Summary, voter: str) -> Iterator[str]:
+    cycles = range(1, summary.last + 1)
+    rows = []
+    for method in summary.methods:
+        values = [[summary.at(method, cycle, voter, metric) for metric in SHOWN] for cycle in cycles]
+        rows.append([method, *(_pair(pair) for pair in values)])
+    yield "R@20 / MRR@20 in %, means over seeds.\n"
+    yield from _table(["method", *(str(cycle) for cycle in cycles)], rows)
+
+
+def _counters(summary: Summary) -> Iterator[str]:
+    """Of the first method that has them; those of another one are the same, unless it names its own or is frozen."""
+    whole, told, rows = summary.spans[-1], set[str](), []
+    for method in summary.methods:
+        for counter in summary.counters(method):
+            values = [summary.mean(method, whole, counter, metric) for metric in (*SHOWN, "recall@100")]
+            if counter not in told and None not in values:
+                told.add(counter)
+                rows.append([counter, method, *(f"{100 * value:.2f}" for value in values if value is not None)])
+    yield from _table(["counter", "in", f"R@20, cycles {whole}", "MRR@20", "R@100"], rows)
+
+
+def _forgetting(summary: Summary) -> Iterator[str]:
+    kind = "held out, never trained" if summary.is_held_out else "of the trained rows themselves: nothing is held out"
+    yield f"On a fixed sample of every past period's queries, {kind}.\n"
+    rows = []
+    for method, by_voter in summary.matrices.items():
+        figures = [by_voter[voter][name] for voter in by_voter for name in ("average_forgetting", "backward_transfer")]
+        rows.append([method, *(NOT_RUN if value is None else f"{100 * value:+.2f}" for value in figures)])
+    names = ("average forgetting", "backward transfer")
+    yield from _table(["method", *(f"{voter}: {name}" for voter in ("neural", "blend") for name in names)], rows)
+
+
+def _pair(values: Sequence[float | None]) -> str:
+    known = [f"{100 * value:.2f}" for value in values if value is not None]
+    return " / ".join(known) if len(known) == len(values) else NOT_RUN
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for cells in (header, ["---"] * len(header), *rows):
+        yield "| " + " | ".join(cells) + " |"

@@ -1,0 +1,126 @@
+"""What a name on the command line runs: parts joined by plus signs, and endings.
+
+A part is a kind of method or of expert that recipes know, with settings after colons ("replay:ratio=0.5"), or an
+override of the recipe ("train.epochs=6"). What the recipe says of a kind holds unless the name says otherwise; its
+``online`` section is always in, since warm-up and guard are no method. "default" is the recipe as it stands. Endings:
+"-fresh" starts the learner's optimizer afresh at every cycle (an update gone wrong), "-untested" switches the
+sequential test off, which would roll such an update back. References go their own ways, see ``REFERENCES``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from headrace.config.load import load_recipe
+from headrace.config.recipe import ExpertConfig, MethodConfig, Recipe
+from headrace.errors import ConfigError
+
+REFERENCES = {
+    "joint": "from scratch, on everything so far, at every cycle",
+    "joint_warm": "goes on from the cycle before, on everything so far",
+    "window": "goes on from the cycle before, on the last four periods",
+    "frozen": "never updated after the warm-up, its counters neither",
+}
+"""Retrainers, and what was never updated."""
+WINDOW_PERIODS = 4
+_FRESH, _UNTESTED = "-fresh", "-untested"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One method of a study. Made from its name, read by the protocols."""
+
+    name: str
+    recipe: Recipe
+    reference: str | None
+    """One of ``REFERENCES``; None: a learner that follows the log."""
+    fresh_optimizer: bool
+
+    @property
+    def folder(self) -> str:
+        """See ``folder_of``."""
+        return folder_of(self.name)
+
+
+def folder_of(name: str) -> str:
+    """A method's name, as a folder may be called."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)
+
+
+def variant(name: str, recipe: Path, overrides: Sequence[str] = ()) -> Variant:
+    """The method of this name, on this recipe; ConfigError where a part is unknown."""
+    base = load_recipe([str(recipe)], overrides)
+    stem, ends = _endings(name)
+    words = list(overrides)
+    if stem != "default":
+        words += _words([] if stem in REFERENCES else stem.split("+"), base, name)
+    if _UNTESTED in ends:
+        words.append("gate.window=0")
+    made = load_recipe([str(recipe)], words)
+    return Variant(name, made, stem if stem in REFERENCES else None, _FRESH in ends)
+
+
+def _endings(name: str) -> tuple[str, set[str]]:
+    ends = set()
+    while (end := next((end for end in (_FRESH, _UNTESTED) if name.endswith(end)), None)) is not None:
+        ends.add(end)
+        name = name.removesuffix(end)
+    return name, ends
+
+
+def _words(parts: Sequence[str], base: Recipe, name: str) -> list[str]:
+    """The overrides that a composition amounts to."""
+    methods, experts = _kinds(MethodConfig), _kinds(ExpertConfig)
+    settings: dict[str, dict[str, _Toml]] = {"online": {}}
+    words = []
+    for part in parts:
+        kind, *given = part.split(":")
+        if "=" in kind:
+            words.append(part)
+        elif kind in methods or kind in experts:
+            settings[kind] = {key: _Toml(value) for key, _, value in (word.partition("=") for word in given)}
+        else:
+            known = ", ".join(["default", *methods, *experts, *REFERENCES])
+            raise ConfigError(f"method {name!r}: {kind!r} is not one of {known}")
+    chosen = [_plain(config) | settings.get(config.kind, {}) for config in base.experts]
+    chosen += [
+        {"kind": kind} | settings[kind] for kind in settings if kind in experts and not _find(base.experts, kind)
+    ]
+    learned = [{"kind": kind} | _find(base.methods, kind) | settings[kind] for kind in settings if kind in methods]
+    return [*words, f"methods={_toml(learned)}", f"experts={_toml(chosen)}"]
+
+
+def _find(configs: Sequence[Any], kind: str) -> dict[str, Any]:
+    """What a recipe says of this kind; nothing where it does not name it."""
+    return next((_plain(config) for config in configs if config.kind == kind), {})
+
+
+class _Toml(str):
+    """A value as it stands in a recipe."""
+
+
+def _plain(config: Any) -> dict[str, Any]:  # noqa: ANN401 (any section)
+    return {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 (whatever a section holds)
+    match value:
+        case _Toml():
+            return str(value)
+        case bool():
+            return str(value).lower()
+        case str():
+            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case dict():
+            return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            return repr(value)
+
+
+def _kinds(union: Any) -> tuple[str, ...]:  # noqa: ANN401 (an annotated union of sections)
+    """The kinds of a tagged union's members, in its order."""
+    return tuple(member.model_fields["kind"].default for member in get_args(get_args(union)[0]))
