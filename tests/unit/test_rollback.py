@@ -121,11 +121,13 @@ def test_what_users_got_is_scored_as_live(tmp_path: Path) -> None:
 
 
 def ended(stream: Stream, stops: list[int], pair: bool = False) -> list[Manifest]:
+    """The commits of a run that is stopped after these cuts."""
     advance: Callable[..., list[Manifest]] = stream.advance_pair if pair else stream.advance
+    made: list[Manifest] = []
     for until in stops:
-        advance(until=until)
-    advance()
-    return Chain(stream.store).manifests()
+        made += advance(until=until)
+    made += advance()
+    return made
 
 
 @pytest.mark.parametrize("pair", [False, True], ids=["one rank", "two ranks"])
@@ -139,7 +141,7 @@ def test_however_often_a_run_is_stopped_it_ends_with_the_same_state(tmp_path: Pa
         land(stream, SEEN, SEEN + 4)
         manifests = ended(stream, stops, pair)
         assert all(lawful(m) for m in manifests)
-        assert [m.version for m in manifests] == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+        assert [m.version for m in manifests] == [7, 8, 9, 10]
         digests.append([m.state_digest for m in manifests])
     assert digests[0] == digests[1]
 
@@ -174,20 +176,21 @@ def spam(seed: int) -> pa.Table:
 
 def test_an_increment_that_is_rejected_leaves_it_to_the_next(tmp_path: Path) -> None:
     digests = []
-    for name, stops in (("a", []), ("b", [SEEN])):
+    for name, stops in (("a", []), ("b", [SEEN, SEEN + 1])):
         stream = begun(tmp_path / name)
         to = manifest_of(stream, TO)
         served = roll_back(stream)
-        stream.land(spam(SEEN))
-        land(stream, SEEN + 1, SEEN + 3)
-        rejected, obeyed, after = ended(stream, stops)[SEEN:]
-        assert [m.verdict for m in (rejected, obeyed, after)] == ["reject", "publish", "publish"]
+        stream.recipe = recipe(*RING, "store.keep_s=0", "gate.window=1")  # the version stays for this alone
+        for seed in (SEEN, SEEN + 1):
+            stream.land(spam(seed))
+        land(stream, SEEN + 2, SEEN + 4)
+        rejected, again, obeyed, after = ended(stream, stops)
+        assert [m.verdict for m in (rejected, again, obeyed, after)] == ["reject", "reject", "publish", "publish"]
         assert rejected.facts["review"]["rolled_back_to"] is None
         assert obeyed.facts["review"]["rolled_back_to"] == TO
         assert (obeyed.version, after.version) == (served + 1, served + 2)
-        assert after.facts["trial"]["opened"] == obeyed.cut
-        assert after.facts["trial"]["trusted"] == to.cut
-        assert all(lawful(m) for m in (rejected, obeyed, after))
+        assert obeyed.facts["trial"]["trusted"] == to.cut
+        assert all(lawful(m) for m in (rejected, again, obeyed, after))
         digests.append(after.state_digest)
     assert digests[0] == digests[1]
 
