@@ -64,6 +64,11 @@ def test_an_increment_may_end_before_a_job_is_killed(start_commands):
     assert all("RAY_SERVE_ENABLE_HA_PROXY=1" in command for command in starts)
 
 
+def test_training_waits_for_nodes_that_are_started_for_it(cluster):
+    assert cluster["available_node_types"]["train"]["min_workers"] == 0
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=900" in cluster["head_start_ray_commands"][-1]
+
+
 def _read(name):
     return yaml.safe_load((ROOT / name).read_text())
 
@@ -126,12 +131,31 @@ def test_the_image_has_the_ray_that_is_pinned():
 def test_a_job_runs_an_entry_point_with_a_recipe_that_loads():
     from headrace.config.load import load_recipe
 
-    python, script, recipe, *overrides = _read("docs/deploy/rayjob.yaml")["spec"]["entrypoint"].split()
+    python, script, placement, recipe, *overrides = _read("docs/deploy/rayjob.yaml")["spec"]["entrypoint"].split()
     assert (python, recipe.startswith("/srv/headrace/")) == ("python", True)
-    assert (ROOT / script.removeprefix("/home/ray/headrace/")).is_file()  # where the Dockerfile puts it
-    loaded = load_recipe([], overrides)
+    ours = [
+        ROOT / path.removeprefix("/home/ray/headrace/") for path in (script, placement)
+    ]  # where the Dockerfile puts it
+    assert all(path.is_file() for path in ours)
+    loaded = load_recipe([str(ours[1])], overrides)
     assert loaded.run.use_gpu
     assert not loaded.serve.enabled
+
+
+def test_who_asks_for_labels_asks_for_some_that_nodes_have(cluster):
+    from headrace.config.load import load_recipe
+
+    recipe = load_recipe([str(ROOT / "docs/deploy/placement.toml")])
+    run, job, service = recipe.run, *_clusters()
+    asked = [run.train_labels, run.read_labels, run.replay_labels, recipe.serve.labels]
+    assert [labels["headrace.io/role"] for labels in asked] == ["train", "data", "data", "serve"]
+    kinds = [kind["labels"] for kind in cluster["available_node_types"].values()]
+    pods = [group["labels"] for group in job["workerGroupSpecs"]]
+    assert all(any(labels.items() <= has.items() for has in kinds) for labels in asked)
+    assert all(any(labels.items() <= has.items() for has in pods) for labels in asked[:3])
+    served = [config["applications"][0]["args"]["serve"].get("labels") for config in _serve_configs().values()]
+    assert served == [None, recipe.serve.labels, recipe.serve.labels]
+    assert [group["labels"] for group in service["workerGroupSpecs"]] == [recipe.serve.labels]
 
 
 def test_serve_configs_are_ones_that_serve_knows():
