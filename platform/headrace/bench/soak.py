@@ -1,8 +1,10 @@
 """``headrace bench soak``: what grows while a stream goes on and on.
 
-The quickstart's stream, with every expert and replay, for as long as asked. Every few seconds all processes of the run
-are counted and weighed, and the files and bytes of its folder. What was grown by the end is told against the moment at
-which the start was over: memory by kind of process, processes, actors, files.
+A small shop's stream, with every kind of counter and replay, for as long as asked. All that has a bound (history, the
+replay buffer, the counters) has a small one here, full within the first minutes, so that what grows after those is
+what has none. Every few seconds all processes of the run are counted and weighed, and the files of its folder. What was
+grown by the end is told against the moment at which the start was over: memory by kind of process, processes, actors,
+files.
 """
 
 import os
@@ -25,10 +27,11 @@ from headrace.tracking.console import Observer
 from headrace.train import driver
 
 _EVERYTHING = (
-    'experts=[{kind="popular",half_life_s=20},{kind="covisit"},{kind="similar_sessions"},{kind="own_items"}]',
+    'experts=[{kind="popular",half_life_s=20},{kind="covisit",half_life_s=60},'
+    '{kind="similar_sessions",max_events=20000},{kind="own_items"}]',
     'methods=[{kind="online"},{kind="replay"}]',
-    "replay.max_bytes=4194304",
-    "history.max_bytes=16777216",
+    "replay.max_bytes=1048576",
+    "history.max_bytes=1048576",
     "evaluation.frozen_every=10",
 )
 _EVERY_S = 5.0

@@ -32,7 +32,7 @@ from headrace.store.store import Store
 _Record = TypeVar("_Record", Open, Shard, Quarantine, Release, GoBack, Cut, Stop)
 _FOLDER = "ledger"
 _FOLDED = "ledger/folded"
-_CACHED_RECORDS = 512
+_CACHED_RECORDS = 128
 _TAIL_POLL_S = 0.02
 
 
