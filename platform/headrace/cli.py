@@ -148,10 +148,9 @@ def _tracker(recipe: "Recipe") -> "Tracker | None":
     """What the driver mirrors the run with; None where the recipe wants no mirror."""
     if not recipe.tracking.enabled:
         return None
-    from headrace.serving.samples import sample_answers
     from headrace.tracking.wandb_run import WandbRun
 
-    return WandbRun(sample_answers)
+    return WandbRun()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from loop_kit import Stream, recipe
 from serving_kit import publish_version
 
 import headrace
-from headrace.bundles.bundle import load_bundle
-from headrace.bundles.publish import read_bundle
+from headrace.bundles.bundle import Loader, bundle_of, load_bundle
+from headrace.bundles.publish import publish, read_bundle
 from headrace.config.recipe import Recipe, StoreConfig
 from headrace.errors import ConfigError, StoreError
 from headrace.serving.request import RequestError, parse
@@ -17,6 +19,7 @@ from headrace.serving.samples import sample_answers
 from headrace.serving.service import answer
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
+from headrace.tracking.samples import Shown
 
 IDS = list(range(1000, 1060))
 
@@ -71,11 +74,44 @@ def test_mistakes_are_told_in_words(store: Store, tmp_path: Path) -> None:
         headrace.load(tmp_path / "empty")
 
 
-def test_samples_are_sessions_and_their_answers_in_words(store: Store) -> None:
-    samples = sample_answers(Recipe(store=StoreConfig(uri=store.uri)))
-    assert len(samples) == 10
-    assert samples == sample_answers(Recipe(store=StoreConfig(uri=store.uri)))
-    for session, answers in samples:
-        assert {int(word) for word in session.split(", ")} <= set(IDS)
-        assert len(answers.split(", ")) == 5
-        assert int(answers.split(" ")[0]) in IDS
+def shop(folder: Path, *words: str) -> Stream:
+    """Two increments of three users, of whom u2 came last, then u0, then u1; the side feed names two items."""
+    stream = Stream(folder, recipe("evaluation.eval_share=0", "inputs.max_events=30", *words))
+    named = {"item_id": [1004, 1024], "ts": pa.array([0, 0], pa.timestamp("ms")), "name": ["tea", "jam"]}
+    named["status"] = ["retired", "active"]
+    stream.items.land("names.parquet", pa.table(named))
+    users = np.array([1, 0, 2] * 20)
+    for shard in range(2):
+        event = np.arange(60)
+        stream.land(
+            pa.table(
+                {
+                    "item_id": 1000 + (7 * event + shard) % 30,
+                    "ts": 1000 * (60 * shard + event),
+                    "session_id": users + 10 * (event // 30) + 100 * shard,
+                    "user_id": [f"u{user}" for user in users],
+                    "event": ["view"] * 60,
+                }
+            )
+        )
+    return stream
+
+
+@pytest.mark.parametrize("context", ["session", "user"])
+def test_samples_are_the_pasts_of_those_who_came_last_and_their_answers(tmp_path: Path, context: str) -> None:
+    stream = shop(tmp_path, f"inputs.context={context}", f"feed.items_path={tmp_path / 'items'}")
+    newest = stream.advance()[-1]
+    publish(stream.store, bundle_of(newest), take_epoch(stream.store))
+    of_store = Recipe(store=StoreConfig(uri=stream.store.uri))
+    samples = sample_answers(of_store)
+    assert samples == sample_answers(of_store)
+    assert [sample.past[-1].item_id for sample in samples] == [1000 + (7 * event + 1) % 30 for event in (59, 58, 57)]
+    assert [sample.num_before for sample in samples] == [{"session": 5, "user": 25}[context]] * 3
+    recall = headrace.load(stream.store.uri)
+    for sample, past in zip(samples, recall.newest_pasts(3), strict=True):
+        assert [item.item_id for item in sample.past] == past[-5:]
+        assert [item.item_id for item in sample.answers] == recall.recall(past, k=5).items
+    assert samples[0].past[-1] == Shown(1024, "jam")
+    assert recall.names([1004, 1005, 1, "?"]) == ["tea", None, None, None]
+    ids = Loader(stream.store).load_ids(bundle_of(newest))
+    assert sorted(ids) == [item for item in range(1000, 1030) if item != 1004]  # what the client asks with

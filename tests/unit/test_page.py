@@ -9,6 +9,7 @@ from headrace.store.store import Store
 from headrace.tracking.console import Observer
 from headrace.tracking.page import build_page, write_page
 from headrace.tracking.report import Increments, Outcome, Requests, build_report
+from headrace.tracking.samples import told
 from headrace.tracking.series import (
     floats,
     kept,
@@ -108,6 +109,27 @@ def test_an_empty_report_is_a_page_too(report):
     text = _text(build_page(report, "empty", [], as_of_ms=0, is_running=True))
     assert text.count("Nothing yet.") == 5
     assert "nobody asked" in text
+
+
+def test_samples_are_cards_with_names_and_ids_where_there_are_none():
+    had = [{"item_id": 7, "name": None, "score": None}, {"item_id": 8, "name": HOSTILE, "score": None}]
+    answers = [{"item_id": "a&b", "name": "tea", "score": 0.25}, {"item_id": 9, "name": None, "score": 0.125}]
+    report = _report(4) | {"samples": [{"past": had, "num_before": 95, "answers": answers}]}
+    card = _tree(build_page(report, "", [], as_of_ms=0, is_running=False)).find(".//div[@class='sample']")
+    assert [" ".join(line.itertext()) for line in card.findall("ul/li")] == ["95 more, then", "7", HOSTILE]
+    assert ["".join(line.itertext()) for line in card.findall("ol/li")] == ["tea 25.0%", "9 12.5%"]
+    assert card.find("ol/li/span").attrib == {"title": "a&b"}
+    assert "Sample recommendations" not in _page(4)
+
+
+def test_a_few_samples_are_told_on_the_terminal():
+    named, plain = {"item_id": 8, "name": "tea", "score": 0.25}, {"item_id": 7, "name": None, "score": 0.125}
+    sample = {"past": [plain, named], "num_before": 0, "answers": [named, plain]}
+    assert told([], None) == []
+    assert told([sample | {"num_before": 3}] * 9, 12) == [
+        "what version 12 answers to those who came last:",
+        *["  had:   3 more, then 7; tea (8)", "  next:  1. tea (8)  0.250", "         2. 7  0.125"] * 3,
+    ]
 
 
 def test_lists_of_nothing_but_gaps_are_not_drawn():

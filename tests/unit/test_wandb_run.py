@@ -58,9 +58,11 @@ def _of(records: list[dict], kind: str) -> list[dict]:
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder after two starts: cuts 0 to 2, a kill after cut 2 was taken back, cuts 2 and 3."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "report.json").write_text("{}")
+    past, answer = {"item_id": 17, "name": None}, {"item_id": 42, "name": "tea", "score": 0.5}
+    samples = [{"past": [past], "num_before": 0, "answers": [answer]}]
+    (folder / "report.json").write_text(json.dumps({"samples": samples}))
     for starts, cuts in enumerate([(0, 1, 2), (2, 3)]):
-        tracker = WandbRun(lambda recipe: [("17, 42", f"{recipe.seed} (0.500)")])
+        tracker = WandbRun()
         tracker.start(_recipe(folder), folder)
         for cut in cuts:
             tracker.increment(_commit(cut, cut + 1 if cut != 1 else None, "hold" if cut == 1 else "publish"), 1.5)
@@ -102,7 +104,7 @@ def test_metrics_stand_against_increments_and_begin_where_the_start_does(
         assert scored[-1]["verdicts/hold"] == (1 if 1 in cuts else 0)
         assert "version" not in next((row for row in scored if row["increment"] == 1), {})
         assert rows[-1]["increment"] == cuts[-1]
-        assert (rows[-1]["answers._type"], rows[-1]["answers.nrows"]) == ("table-file", 1)
+        assert (rows[-1]["samples._type"], rows[-1]["samples.nrows"]) == ("table-file", 1)
         assert _of(records, "exit")[0].get("exit_code", 0) == (1 if cuts[0] == 0 else 0)
 
 
@@ -209,19 +211,17 @@ def test_a_broken_wandb_is_said_once_and_stops_nothing(
     assert dict(os.environ) == before
 
 
-def test_a_folder_that_cannot_be_written_and_answers_that_fail_stop_nothing(
+def test_a_folder_that_cannot_be_written_and_a_report_that_cannot_be_read_stop_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: Recipe) -> list[tuple[str, str]]:
-        raise OSError("no such version")
-
+    (tmp_path / "report.json").write_text("no JSON")
     for folder in (tmp_path / "none" / "run", tmp_path):  # the first is not there
-        tracker = WandbRun(fail)
+        tracker = WandbRun()
         tracker.start(_recipe(folder), folder)
         tracker.increment(_commit(0, 1), None)
         tracker.close(folder / "report.json", failed=False)
     assert [record.levelno for record in caplog.records if "W&B" in record.message] == [logging.WARNING] * 2
-    assert "no such version" in caplog.text
+    assert "JSONDecodeError" in caplog.text
 
 
 def test_disabled_means_that_nothing_is_made(tmp_path: Path) -> None:

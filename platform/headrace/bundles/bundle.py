@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
+from headrace.catalogue.slots import NONE
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, SasRecConfig
 from headrace.errors import StoreError
@@ -158,12 +159,14 @@ class Loader:
         return loaded
 
     def load_ids(self, bundle: Bundle) -> list[Any]:
-        """The raw ids of its items, by number; reads the catalogue alone."""
+        """The raw ids of its items that hold a row of the table, by number; reads the catalogue alone."""
         refs = {name: ref for name, ref in bundle.parts.items() if name.startswith("catalogue/")}
         arrays = {name: self._arrays(ref) for name, ref in refs.items()}
         self._kept = {ref.sha256: arrays[name] for name, ref in refs.items()}
         chunks = [arrays[name]["id"].tolist() for name in sorted(arrays) if name.startswith("catalogue/ids/")]
-        return [raw for chunk in chunks for raw in chunk]
+        raw_ids = [raw for chunk in chunks for raw in chunk]
+        number_V = arrays["catalogue/slots"]["number"]
+        return [raw_ids[number] for number in np.sort(number_V[number_V != NONE]).tolist()]
 
     def _arrays(self, ref: PartRef) -> dict[str, NDArray[Any]]:
         if ref.sha256 not in self._kept:

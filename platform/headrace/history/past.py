@@ -43,6 +43,15 @@ class Past:
             if first < last
         }
 
+    def newest_owners(self, count: int) -> list[int]:
+        """The owners of the newest events, newest first."""
+        if not len(self):
+            return []
+        key_N, ts_N = (np.concatenate([segment[name] for segment in self._segments]) for name in ("key", "ts"))
+        key_N = key_N[np.lexsort((key_N, -ts_N))]
+        owner_K, first_K = np.unique(key_N, return_index=True)
+        return [int(owner) for owner in owner_K[np.argsort(first_K)][:count]]
+
 
 def newest_session(past: Columns, before_ms: int) -> int | None:
     """The session of the newest event before ``before_ms`` of one owner's rows; None where there is no such event."""

@@ -23,8 +23,10 @@ from headrace.serving.client import Client, StoreSessions
 from headrace.serving.connection import Connection
 from headrace.serving.deployment import Recall
 from headrace.serving.replica import RETRY_AFTER_S
+from headrace.serving.samples import sample_answers
 from headrace.store.store import Store
 from headrace.tracking.report import Requests
+from headrace.tracking.samples import Sample
 
 APP = "headrace"
 _LOOK_S = 0.2
@@ -170,6 +172,10 @@ class Serving:
     def requests(self, newest_versions: int | None = None) -> Requests:
         """What the client has met so far, earlier starts of this run included; see ``Requests.copy``."""
         return Requests() if self._client is None else self._client.requests(newest_versions)
+
+    def samples(self, recipe: Recipe) -> list[Sample]:
+        """What the newest version answers to those who came last; StoreError where it cannot be read."""
+        return sample_answers(recipe)
 
     def stop(self) -> None:
         """Let requests end, then stop client and replicas."""

@@ -8,15 +8,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from headrace.bundles.bundle import load_bundle
 from headrace.bundles.publish import read_bundle, read_pointer
 from headrace.clock import wall_ms
 from headrace.errors import ConfigError
+from headrace.history.past import newest_session, of_session
 from headrace.serving.request import ItemId, parse
 from headrace.serving.service import Answer, answer
 from headrace.store.store import Store
 
 _BATCH = 256
+_EVER = np.iinfo(np.int64).max
 _NAME = "local"
 
 
@@ -40,6 +44,25 @@ class LocalRecall:
     def items(self) -> list[ItemId]:
         """The ids that may be answered."""
         return self._loaded.catalogue.raw_ids(self._loaded.recommender.eligible.number_E)
+
+    def names(self, items: Sequence[ItemId]) -> list[str | None]:
+        """What the side feed calls these items; None where it has not said."""
+        numbers = self._loaded.catalogue.numbers(np.array(items, dtype=object))
+        return [self._loaded.catalogue.listing.name(number) for number in numbers.tolist()]
+
+    def newest_pasts(self, count: int) -> list[list[ItemId]]:
+        """Of those who came last, newest first, the items that a question about them would be asked from, oldest first.
+
+        That is their newest session's, or all that is known of them, as ``inputs.context`` says.
+        """
+        loaded = self._loaded
+        assert loaded.past is not None, "loaded with its history"
+        owners = loaded.past.newest_owners(count)
+        past_of = loaded.past.of(owners)
+        pasts = [past_of[owner] for owner in owners]
+        if loaded.inputs.context == "session":
+            pasts = [of_session(past, newest_session(past, _EVER) or 0) for past in pasts]
+        return [loaded.catalogue.raw_ids(past["item"][-loaded.inputs.max_events :]) for past in pasts]
 
     def recall(
         self,

@@ -1,24 +1,33 @@
-"""A few sessions and what the newest version answers to them, in words, for people who look at a finished run."""
+"""What the newest version answers to those who came last, as people read it."""
+
+from collections.abc import Sequence
 
 from headrace.config.recipe import Recipe
-from headrace.serving.client import StoreSessions
 from headrace.serving.local import LocalRecall
+from headrace.serving.request import ItemId
 from headrace.store.store import Store
+from headrace.tracking.samples import Sample, Shown
 
-_SAMPLES = 10
+_SAMPLES = 6
+_PAST = 5
 _TOP = 5
 
 
-def sample_answers(recipe: Recipe) -> list[tuple[str, str]]:
-    """Sessions such as the run's own client asks with, and answers; ConfigError where no version is published."""
-    store = Store(recipe.store_uri)
-    recall, sessions = LocalRecall(store), StoreSessions(store, recipe.seed)
-    asked = [sessions(number) for number in range(_SAMPLES)]
-    answers = recall.recall_many([{"items": items, "k": _TOP} for items in asked])
+def sample_answers(recipe: Recipe) -> list[Sample]:
+    """A few pasts out of the newest version's history, and its answers; ConfigError where no version is published."""
+    recall = LocalRecall(Store(recipe.store_uri))
+    pasts = recall.newest_pasts(_SAMPLES)
+    answers = recall.recall_many([{"items": items, "k": _TOP} for items in pasts])
     return [
-        (
-            ", ".join(map(str, items)),
-            ", ".join(f"{item} ({score:.3f})" for item, score in zip(answer.items, answer.scores, strict=True)),
+        Sample(
+            _shown(recall, items[-_PAST:], [None] * _PAST),
+            max(0, len(items) - _PAST),
+            _shown(recall, answer.items, answer.scores),
         )
-        for items, answer in zip(asked, answers, strict=True)
+        for items, answer in zip(pasts, answers, strict=True)
     ]
+
+
+def _shown(recall: LocalRecall, items: Sequence[ItemId], scores: Sequence[float | None]) -> tuple[Shown, ...]:
+    named = zip(items, recall.names(items), scores, strict=False)
+    return tuple(Shown(item, name, score) for item, name, score in named)

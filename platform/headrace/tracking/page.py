@@ -16,6 +16,7 @@ from headrace.tracking.console import ROLLED_BACK
 from headrace.tracking.html import data_table, legend_list, section, whole
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.report import Outcome, replace_whole
+from headrace.tracking.samples import samples_section
 from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
 
 _LANES = ("publish", ROLLED_BACK, "hold", "reject")
@@ -37,6 +38,7 @@ def build_page(
         _weights(cuts, report, colour),
         _freshness(cuts, report),
         _outcomes(cuts, outcomes),
+        samples_section(report.get("samples", ())),
         _counters(report),
     ]
     return whole(title, body, refresh_s=_REFRESH_S if is_running else None)

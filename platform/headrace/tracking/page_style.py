@@ -54,5 +54,10 @@ td, th { text-align: left; padding: 4px 26px 4px 0; border-bottom: 1px solid var
   overflow-wrap: break-word; }
 thead th { color: var(--soft); font-size: 13.5px; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
+.samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 14px; margin-top: 12px; }
+.sample { border: 1px solid var(--grid); border-radius: 8px; padding: 10px 16px 12px; font-size: 14.5px; }
+.sample ul { margin: 0 0 8px; padding: 0 0 8px; list-style: none; color: var(--soft);
+  border-bottom: 1px solid var(--grid); }
+.sample ol { margin: 0; padding-left: 1.3em; } .sample ol b { float: right; font-weight: 400; color: var(--soft); }
 .good-word { color: var(--good); } .bad-word { color: var(--bad); }
 """

@@ -15,7 +15,7 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,11 @@ from headrace.bundles.publish import bundle_name
 from headrace.commit.summary import KEPT_FIGURES, Summary
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe, TrackingConfig
+from headrace.tracking.samples import label
 
 _log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-Answers = Callable[[Recipe], Sequence[tuple[str, str]]]
-"""Sessions and what the newest version answers, in words; called once, at the end of the run."""
 
 _PATIENCE_S = 60.0  # for the end: an upload that takes longer is left to ``wandb sync``
 _INIT_TIMEOUT_S = 30.0
@@ -60,8 +59,7 @@ class _End:
 class WandbRun:
     """Mirrors one start of a run to W&B. Its methods return at once, but for ``close``, and never raise."""
 
-    def __init__(self, answers: Answers | None = None) -> None:
-        self._answers = answers
+    def __init__(self) -> None:
         self._told: queue.SimpleQueue[_Increment | _End] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._folder: Path | None = None
@@ -115,8 +113,8 @@ class WandbRun:
             run.log(row_of(newest, told.freshness_s, verdicts, recipe.store_uri))
         try:
             _add_report(run, told.report, group)
-            if newest is not None and self._answers is not None:
-                _add_answers(run, newest.cut, self._answers(recipe))
+            if newest is not None:
+                _add_samples(run, newest.cut, told.report)
         finally:
             run.finish(exit_code=int(told.failed))
 
@@ -212,12 +210,13 @@ def _add_report(run: Any, report: Path, group: str) -> None:  # noqa: ANN401
         run.log_artifact(artifact)
 
 
-def _add_answers(run: Any, cut: int, answers: Sequence[tuple[str, str]]) -> None:  # noqa: ANN401
+def _add_samples(run: Any, cut: int, report: Path) -> None:  # noqa: ANN401
+    """The report's sample recommendations, as a table."""
     import wandb
 
-    if answers:
-        table = wandb.Table(columns=["session", "answers"], data=[list(pair) for pair in answers])
-        run.log({"increment": cut, "answers": table})
+    if report.is_file() and (samples := json.loads(report.read_text()).get("samples")):
+        rows = [["; ".join(map(label, sample[side])) for side in ("past", "answers")] for sample in samples]
+        run.log({"increment": cut, "samples": wandb.Table(columns=["past", "answers"], data=rows)})
 
 
 def _group(run_dir: Path, name: str) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from headrace.store.fence import Epoch, StoreLock, take_epoch
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
 from headrace.tracking.report import Requests
+from headrace.tracking.samples import Sample
 from headrace.train.example import curl
 from headrace.train.feeder import Feeder, LandingLog
 from headrace.train.follower import Follower, Tracker
@@ -57,6 +58,10 @@ class Serving(Protocol):
 
     def requests(self, newest_versions: int | None = None) -> Requests:
         """What the client has met so far, earlier starts of this run included; see ``Requests.copy``."""
+        ...
+
+    def samples(self, recipe: Recipe) -> Sequence[Sample]:
+        """What the newest version answers to those who came last; StoreError where it cannot be read."""
         ...
 
     def stop(self) -> None:
@@ -140,6 +145,7 @@ class _Run:
             self._backlog,
             self._tracker,
             None if self._recipe.feed.synthetic is None else Oracle(self._recipe.feed.synthetic, self._recipe.seed),
+            None if self._serving is None else partial(self._serving.samples, self._recipe),
         )
         follower.start()
         with ExitStack() as served:  # whatever happens, replicas end first and the last report is written
@@ -154,6 +160,8 @@ class _Run:
                 self._observer.notice(f"waiting for the first shard in {self._landing.uri}")
             self._supervise(follower)
             follower.settle(_LAST_ANSWER_S)
+        for line in follower.told_samples():
+            self._observer.notice(line)
         self._observer.finished(self._summary(follower))
 
     def _supervise(self, follower: Follower) -> None:

@@ -4,11 +4,13 @@ A row waits for its freshness, which is known once a client has met an answer fr
 longer than the commit after the next.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from headrace.clock import monotonic_s, wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import Recipe
+from headrace.errors import StoreError
 from headrace.feed.oracle import Oracle
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
@@ -28,8 +31,10 @@ from headrace.tracking.report import (
     weighted_quantile,
     write_report,
 )
+from headrace.tracking.samples import Sample, told
 from headrace.train.feeder import LandingLog
 
+_log = logging.getLogger(__name__)
 _POLL_S = 0.05
 _REPORT_SHARE = 0.02  # of the driver's time that may go into writing the report while the run goes on
 _MOST_WAITING = 2  # rows
@@ -71,6 +76,7 @@ class Follower:
         backlog: Callable[[], int],
         tracker: Tracker | None = None,
         oracle: Oracle | None = None,
+        samples: Callable[[], Sequence[Sample]] | None = None,
     ) -> None:
         self._chain = Chain(store)
         self._report = report
@@ -83,6 +89,9 @@ class Follower:
         self._oracle = oracle
         self._oracle_of: dict[int, float] = {}
         """By cut: the recall that the stream's own law would have had."""
+        self._sample = samples
+        self._samples: list[dict[str, Any]] = []
+        """What the newest version answers to some; known at the end."""
         self.increments = Increments(self._chain.summaries())
         self._waiting: deque[Summary] = deque()
         self._epoch = 0
@@ -105,12 +114,25 @@ class Follower:
             self._closed.wait(_POLL_S)
 
     def close(self) -> None:
-        """Print what waits, write the last report, end."""
+        """Print what waits, ask for samples, write the last report, end."""
         self._closed.set()
         self._thread.join()
         self._read_new()
         self._print(everything=True)
+        self._ask_samples()
         self._report_now(now_s=None)
+
+    def told_samples(self) -> list[str]:
+        """A few sample recommendations, to be printed after ``close``."""
+        return told(self._samples, max(self.increments.cut_of, default=None))
+
+    def _ask_samples(self) -> None:
+        if self._sample is None or not self.increments.cut_of:
+            return
+        try:
+            self._samples = [asdict(sample) for sample in self._sample()]
+        except (OSError, StoreError) as error:  # the report is worth writing without them
+            _log.warning("no sample recommendations: %s", error)
 
     def _follow(self) -> None:
         try:
@@ -225,6 +247,7 @@ class Follower:
             report["recall_at_20"]["oracle"] = [self._best_recall(cut, self._oracle) for cut in self.increments.cuts]
         mirror = None if self._tracker is None else self._tracker.folder
         report["wandb_dir"] = None if mirror is None else str(mirror)
+        report["samples"] = self._samples
         write_report(self._report, report)
         title, outcomes = self._report.absolute().parent.name, self.increments.outcomes()
         page = build_page(report, title, outcomes, as_of_ms=wall_ms(), is_running=now_s is not None)
