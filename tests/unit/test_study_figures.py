@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from study_kit import WORDS, log_of, recipe_file
 
+from headrace.bench import compare
 from headrace.bench.study import forgetting
 from headrace.bench.study.answers import Answers
 from headrace.bench.study.charts import cost_chart, heat_map
@@ -250,6 +251,17 @@ def test_the_table_tells_what_lies_above_online(tmp_path):
     assert summary.seconds("online", 6) == 12.0
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines[:4]} == {lines[0].count("|")}
+
+
+def test_two_methods_are_compared_from_what_was_kept(tmp_path):
+    study_of(tmp_path, ["online", "replay"])
+    made = compare.run(ours="replay", theirs="online", folder=tmp_path, cycles="2-3,9")
+    assert made["neural"]["recall@20"]["cycles"] == (2, 3)
+    assert made["neural"]["recall@20"]["low"] < 0.1 < made["neural"]["recall@20"]["high"]
+    with pytest.raises(ConfigError, match="has no 'joint'; it has online, replay"):
+        compare.run(ours="joint", theirs="online", folder=tmp_path)
+    with pytest.raises(ConfigError, match="no cycle of 9"):
+        compare.run(ours="replay", theirs="online", folder=tmp_path, cycles="9")
 
 
 def test_charts_of_nothing_are_empty():

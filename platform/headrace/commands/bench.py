@@ -111,13 +111,18 @@ def bench_gate(
     words: Words = None,
     data: OptionalData = None,
     increments: Annotated[int, typer.Option(min=0, help="Clean ones; 0: none.")] = 1000,
-    poisons: Annotated[int, typer.Option(min=0, help="Poisoned ones; 0: none.")] = 20,
-    every: Annotated[int, typer.Option(min=2, help="Increments from one poisoned to the next.")] = 10,
+    poisons: Annotated[int, typer.Option(min=0, help="Poisoned ones; 0: none.")] = 50,
+    every: Annotated[int, typer.Option(min=4, help="Increments from one poisoned to the next.")] = 5,
+    kinds: Annotated[
+        str, typer.Option(help="Poisons that take turns, separated by commas.")
+    ] = "shuffled,one_item,one_item_spread,bot,learning_rate",
+    split: Annotated[int, typer.Option(min=1, help="Parts, by rows in order, that each shard is cut into.")] = 1,
     device: str = "cpu",
     out: Out = None,
 ) -> None:
-    """False alarms of the gate's sequential test, and the cuts that it takes to see a poisoned increment."""
-    _bench("gate", words, out, data=data, increments=increments, poisons=poisons, every=every, device=device)
+    """The gate's false alarms on clean increments, and what it makes of poisoned ones; imports no Ray."""
+    parts = {"increments": increments, "poisons": poisons, "every": every, "kinds": kinds, "split": split}
+    _bench("gate", words, out, data=data, device=device, **parts)
 
 
 @bench.command("stream")
@@ -215,6 +220,18 @@ def bench_continual(
     """
     options = {"methods": methods, "cycles": cycles, "seeds": seeds, "sample": sample, "device": device, "folder": out}
     _bench("continual", words, out, data=data, **options)
+
+
+@bench.command("compare")
+def bench_compare(
+    ours: Annotated[str, typer.Argument(help="A method of the study.", show_default=False)],
+    theirs: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--of", help="The study: what bench continual was given as --out.")],
+    cycles: Annotated[str | None, typer.Option(help="Such as 5-16; all by default.", show_default=False)] = None,
+    out: Out = None,
+) -> None:
+    """How far one method of bench continual lies above another: paired intervals, on the same queries."""
+    _bench("compare", None, out, ours=ours, theirs=theirs, folder=folder, cycles=cycles)
 
 
 def _bench(name: str, words: Sequence[str] | None, out: Path | None, **options: Any) -> None:  # noqa: ANN401

@@ -14,6 +14,7 @@ from headrace.tracking.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, curve, drawin
 
 STYLE = """
 .heat { fill: var(--live); } .heat:hover { stroke: var(--ink); } .hole { fill: var(--grid); fill-opacity: .4; }
+td.num { white-space: nowrap; padding-right: 16px; }
 .line.published { stroke-dasharray: 2 5; } .published { color: var(--soft); }
 """
 _HEIGHT = 340

@@ -19,7 +19,7 @@ from headrace.tracking.series import Curve, Floats, floats
 
 _NOT_RUN = "not run"
 _WORDS = {"recall@20": "Recall@20", "mrr@20": "MRR@20"}
-_NO_BAND = "In %, mean over seeds; the band reaches from the lowest seed to the highest. Dotted: published."
+_NOTE = "In %, mean over seeds; the band is as wide as the range of seeds. Dotted: published."
 
 
 def build_page(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
@@ -68,12 +68,13 @@ def _curves(
         ]
     legend = legend_list((line.name, line.css, _last(line.curve.mean_C)) for line in lines)
     heading = f"{_WORDS[metric]} by cycle: {words}"
-    return section(heading, _NO_BAND, legend, lines_chart(list(cycles), lines, "%", axis="cycle"))
+    return section(heading, _NOTE, legend, lines_chart(list(cycles), lines, "%", axis="cycle"))
 
 
 def _curve(summary: Summary, method: str, voter: str, metric: str) -> Curve:
     low_C, high_C = (floats(bound) for bound in zip(*summary.ranges(method, voter, metric), strict=True))
-    return Curve(50 * (low_C + high_C), 50 * (high_C - low_C))
+    cycles = range(1, summary.last + 1)
+    return Curve(100 * floats([summary.at(method, cycle, voter, metric) for cycle in cycles]), 50 * (high_C - low_C))
 
 
 def _costs(summary: Summary, voter: str, words: str, css: Mapping[str, str]) -> str:
