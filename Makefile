@@ -54,8 +54,8 @@ quickstart-shop: setup
 	    "$(BIN)/headrace" run jobs/recipes/quickstart.toml $(if $(QUICK),feed.synthetic.num_shards=31) "run.dir=runs/$$run"
 
 quickstart-grocery: $(VENV)/.stamp-grocery
-	$(call NEW_RUN,grocery); "$(BIN)/python" -m headrace.onboard.grocery "runs/$$run/log"; \
-	    "$(BIN)/headrace" run jobs/recipes/grocery.toml $(if $(QUICK),run.max_increments=10) \
+	$(call NEW_RUN,grocery); "$(BIN)/python" -m headrace.onboard.grocery "runs/$$run/log" $(if $(QUICK),12); \
+	    "$(BIN)/headrace" run jobs/recipes/grocery.toml \
 	    "run.dir=runs/$$run" "feed.path=runs/$$run/log/baskets" "feed.items_path=runs/$$run/log/products"
 
 $(VENV)/.stamp-grocery: $(VENV)/.stamp

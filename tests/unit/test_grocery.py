@@ -86,6 +86,8 @@ def test_what_is_written_is_what_the_recipe_reads(tmp_path: Path) -> None:
     recipe = load_recipe([str(ROOT / "jobs" / "recipes" / "grocery.toml")])
     weeks = sorted((tmp_path / "log" / "baskets").glob("*.parquet"))
     assert [path.name for path in weeks] == ["2017-01-01.parquet", "2017-01-08.parquet"]
+    grocery.write(tmp_path / "short", data, num_weeks=1)
+    assert len(list((tmp_path / "short" / "baskets").iterdir())) == 1
     check_schema(pq.read_schema(weeks[0]), recipe.columns)
     listed = parse_items((tmp_path / "log" / "products" / "products.parquet").read_bytes())
     assert listed.item_N.tolist() == [1, 2, 3]

@@ -108,7 +108,7 @@ def test_a_hostile_name_is_text():
 def test_an_empty_report_is_a_page_too(report):
     text = _text(build_page(report, "empty", [], as_of_ms=0, is_running=True))
     assert text.count("Nothing yet.") == 5
-    assert "nobody asked" in text
+    assert text.count("nobody asked") == 3
 
 
 def test_samples_are_cards_with_names_and_ids_where_there_are_none():
@@ -128,7 +128,7 @@ def test_a_few_samples_are_told_on_the_terminal():
     assert told([], None) == []
     assert told([sample | {"num_before": 3}] * 9, 12) == [
         "what version 12 answers to those who came last:",
-        *["  had:   3 more, then 7; tea (8)", "  next:  1. tea (8)  0.250", "         2. 7  0.125"] * 3,
+        *["  had:   3 more, then 7; tea", "  next:  1. tea  25.0%", "         2. 7  12.5%"] * 3,
     ]
 
 
@@ -143,11 +143,17 @@ def test_lists_of_nothing_but_gaps_are_not_drawn():
 
 def test_requests_are_green_or_red_and_neither_where_nobody_asked():
     def states(**requests):
-        return [tile.attrib["class"] for tile in _tree(_page(3, **requests)).findall(".//div[@class='tiles']/div")[:4]]
+        return [tile.attrib["class"] for tile in _tree(_page(3, **requests)).findall(".//div[@class='tiles']/div")[:3]]
 
-    assert states() == ["tile ", "tile good", "tile good", "tile good"]
-    assert states(failed=1, slow=2, mixed=3) == ["tile ", "tile bad", "tile bad", "tile bad"]
-    assert states(total=0) == ["tile "] * 4
+    assert states() == ["tile good"] * 3
+    assert states(failed=1, slow=2, mixed=3) == ["tile bad"] * 3
+    assert states(total=0) == ["tile "] * 3
+
+
+def test_live_is_compared_with_frozen_and_with_the_best_expert():
+    text = _text(_page(12))
+    assert re.search(r"\+5\.00\s*live over frozen", text)
+    assert re.search(r"\+10\.00\s*live over the best expert, neural", text)
     assert "✗ 3" in _text(_page(3, mixed=3))
 
 

