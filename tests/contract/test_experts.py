@@ -1,13 +1,20 @@
 """What every expert promises, whichever kind it is: a new one joins by its config."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import CovisitConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
-from headrace.experts.base import Counted, Shared, Sparse
+from headrace.config.recipe import (
+    CovisitConfig,
+    EncodingsConfig,
+    OwnItemsConfig,
+    PopularConfig,
+    SimilarSessionsConfig,
+)
+from headrace.experts.base import Counted, Encoding, Shared, Sparse
 from headrace.experts.build import build_expert, load_experts, read_configs, save_experts
 from headrace.inputs.contexts import EventLog, build_contexts
 from headrace.store.arrays import dump_arrays, load_arrays
@@ -19,6 +26,7 @@ CONFIGS = (
     CovisitConfig(name="covisit_fading", half_life_s=600, max_per_item=8),
     SimilarSessionsConfig(sessions_per_item=20, neighbours=5, max_events=400),
     OwnItemsConfig(),
+    EncodingsConfig(max_rows=300, neighbours=250, reencode=20),
 )
 NUM_ITEMS = 40
 START_MS = 1_700_000_000_000
@@ -45,10 +53,21 @@ def only(rows, keep_N):
     return Counted(**taken, contexts=rows.contexts.take(np.flatnonzero(keep_N)))
 
 
+def encode(contexts, width=6):
+    """In place of a model: the sum of vectors of the items, newer ones longer; zeros for contexts without any."""
+    vector_QD = np.zeros((len(contexts), width), dtype=np.float32)
+    for query, (start, stop) in enumerate(pairwise(contexts.offset_R.tolist())):
+        for age, item in enumerate(contexts.item_T[start:stop][::-1].tolist()):
+            vector_QD[query] += np.random.default_rng(item + 2).normal(size=width).astype(np.float32) / (1 + age)
+    return vector_QD
+
+
 def apply(expert, *parts, increment=0):
     """As ``train/increment.py`` does, with one part a rank; deltas travel as bytes."""
     deltas = [load_arrays(dump_arrays(expert.reduce(part))) for part in parts]
     expert.apply(deltas, START_MS + (increment + 1) * CUT_MS)
+    if isinstance(expert, Encoding):
+        expert.encoded(encode(expert.to_encode()))
     return expert
 
 
@@ -74,7 +93,7 @@ def dense(vote, num_queries, num_columns):
 
 
 def answers(expert, contexts, eligible):
-    return dense(expert.probabilities(contexts, None, eligible), len(contexts), len(eligible))
+    return dense(expert.probabilities(contexts, encode(contexts), eligible), len(contexts), len(eligible))
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda config: config.name)
@@ -85,7 +104,7 @@ def config(request):
 def test_votes_are_probabilities_over_the_eligible_or_nothing(config):
     expert, contexts = taught(config), asked()
     for number_E in (np.arange(NUM_ITEMS), np.arange(0, NUM_ITEMS, 3), np.array([5]), np.array([NUM_ITEMS + 50])):
-        vote = expert.probabilities(contexts, None, Eligible(number_E))
+        vote = expert.probabilities(contexts, encode(contexts), Eligible(number_E))
         if isinstance(vote, Sparse):
             assert len(vote.offset_R) == len(contexts) + 1
             row_T = np.repeat(np.arange(len(contexts)), np.diff(vote.offset_R))

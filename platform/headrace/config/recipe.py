@@ -429,8 +429,25 @@ class OwnItemsConfig(Section):
     """An event so many steps back is worth half: short for "again what was just seen", long for "what is met most"."""
 
 
+class EncodingsConfig(Section):
+    """Past contexts that the model finds alike, with what came next (kNN-LM, arXiv 1911.00172)."""
+
+    kind: Literal["encodings"] = "encodings"
+    name: str = "encodings"
+    max_rows: PositiveInt = 60_000
+    """Of the newest rows kept: a number of two bytes for each of the model's ``width``, and the context. An answer
+    compares the query with all of them."""
+    neighbours: PositiveInt = 200
+    """The nearest of them, which vote."""
+    temperature: PositiveFloat = 0.1
+    """Of their cosines: the lower, the more the very nearest count."""
+    reencode: Annotated[int, Field(ge=0)] = 4096
+    """Old rows that are encoded again in an increment, beside the new ones: those that have waited for longest."""
+
+
 ExpertConfig = Annotated[
-    PopularConfig | CovisitConfig | SimilarSessionsConfig | OwnItemsConfig, Field(discriminator="kind")
+    PopularConfig | CovisitConfig | SimilarSessionsConfig | OwnItemsConfig | EncodingsConfig,
+    Field(discriminator="kind"),
 ]
 """Every kind of expert that a recipe may name."""
 
@@ -479,6 +496,16 @@ class GateConfig(Section):
     """reject: one item's share of the increment's events (increments of 100 events or more)."""
     max_user_share: Share = 0.5
     """reject: one user's (else session's) share of the increment's events (increments of 100 events or more)."""
+    max_user_growth: PositiveFloat = 5.0
+    """reject: one user's share over the largest of recent increments, where it is more than a tenth."""
+    min_coherence: Share = 0.5
+    """reject: how often contexts rank their own next item over others of the cut, less one half, over what that usually
+    is, where it is 3.5 standard errors below. Where items do not belong to their rows it is about 0. 0: not asked."""
+    max_update_growth: PositiveFloat = 4.0
+    """reject: the update's norm over what recent increments make one expect of as many steps."""
+    max_unusual: PositiveInt = 5
+    """After so many cuts in a row that the three rules before this have rejected, the stream is believed to have
+    changed, and what is usual is learned anew."""
     max_eligible_loss: Share = 0.5
     """reject: the share of the items that could be answered, and after the increment no longer can. One event with a
     time far ahead moves the watermark, and all else falls out of ``catalogue.alive_s``."""

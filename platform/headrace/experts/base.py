@@ -7,7 +7,7 @@ E eligible items.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,4 +88,24 @@ class Expert(Protocol):
     @property
     def size_bytes(self) -> int:
         """Memory held."""
+        ...
+
+
+@runtime_checkable
+class Encoding(Protocol):
+    """An expert that compares the encoder's vectors: beside the methods of ``Expert`` it has these.
+
+    What it keeps is encoded by the training loop (train/encodings.py), since an expert knows no encoder.
+    """
+
+    def to_encode(self) -> Contexts:
+        """Runs on every rank after ``apply``: the contexts whose encodings it wants, by the model as it is now."""
+        ...
+
+    def encoded(self, vector_ND: NDArray[np.float32]) -> None:
+        """Runs on every rank: the query vectors of these contexts, zeros where the model knows none of their items."""
+        ...
+
+    def outdate(self) -> None:
+        """Runs when the learner went back to an earlier model: all that is kept is to be encoded again."""
         ...

@@ -8,10 +8,18 @@ from typing import Any, assert_never
 
 from pydantic import TypeAdapter
 
-from headrace.config.recipe import CovisitConfig, ExpertConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
+from headrace.config.recipe import (
+    CovisitConfig,
+    EncodingsConfig,
+    ExpertConfig,
+    OwnItemsConfig,
+    PopularConfig,
+    SimilarSessionsConfig,
+)
 from headrace.errors import StoreError
 from headrace.experts.base import Arrays, Expert
 from headrace.experts.covisit import Covisit
+from headrace.experts.encodings import Encodings
 from headrace.experts.own_items import OwnItems
 from headrace.experts.popular import Popular
 from headrace.experts.similar_sessions import SimilarSessions
@@ -28,6 +36,8 @@ def build_expert(config: ExpertConfig) -> Expert:
             return SimilarSessions(config)
         case OwnItemsConfig():
             return OwnItems(config.name, config.half_life_events)
+        case EncodingsConfig():
+            return Encodings(config)
         case _:
             assert_never(config)
 

@@ -71,7 +71,7 @@ def spread(start_T: NDArray[np.int64], length_T: NDArray[np.int64]) -> tuple[NDA
     return np.repeat(np.arange(len(start_T)), length_T), ranges(start_T, length_T)
 
 
-def highest(value_T: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+def highest(value_T: NDArray[np.floating], most: int) -> NDArray[np.int64]:
     """Ascending places of the ``most`` highest values; of equal ones the later."""
     if len(value_T) <= most:
         return np.arange(len(value_T))

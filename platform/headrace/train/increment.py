@@ -30,6 +30,7 @@ from headrace.replay.packed import groups_of, join
 from headrace.store.store import Store
 from headrace.train import questions
 from headrace.train.committer import Committer
+from headrace.train.encodings import encode_experts
 from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
@@ -242,6 +243,7 @@ def _train(
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
         expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
+    encode_experts(state)
     _remember(intake, state)
     counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})
     num_replayed = sum(int(part["replayed"][0]) for part in counts)

@@ -20,7 +20,8 @@ from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
 from headrace.evaluation.sequential import Trial
-from headrace.experts.base import Expert
+from headrace.evaluation.usual import Usual
+from headrace.experts.base import Encoding, Expert
 from headrace.experts.build import build_experts, load_experts
 from headrace.history.past import HISTORY_COLUMNS
 from headrace.history.segments import SegmentLog
@@ -277,6 +278,9 @@ def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
     state.held_V = load_arrays(store.get_part(manifest.parts["catalogue/slots"]))["number"]
     state.weights = Weights.from_mapping(manifest.facts["weights"])
     state.calibration = Calibration.from_state(manifest.facts["calibration"])
+    for expert in state.experts:
+        if isinstance(expert, Encoding):
+            expert.outdate()
 
 
 def _read(store: Store, manifest: Manifest, prefix: str) -> Parts:
