@@ -20,7 +20,6 @@ from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
 from headrace.evaluation.sequential import Trial
-from headrace.evaluation.usual import Usual
 from headrace.experts.base import Encoding, Expert
 from headrace.experts.build import build_experts, load_experts
 from headrace.history.past import HISTORY_COLUMNS
