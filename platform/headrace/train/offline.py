@@ -14,7 +14,7 @@ from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe, StoreConfig, SyntheticConfig
 from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries, Scored
-from headrace.feed.items import ItemsFolder, items_landing
+from headrace.feed.items import ItemsFolder, ItemsLog, items_landing
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, ShardSource
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -101,7 +101,8 @@ def _source(recipe: Recipe, landing: Landing, items: Landing | None) -> ShardSou
         return SyntheticStream(feed.synthetic, recipe.seed, landing, items)
     if feed.replay is None or feed.path is None:
         raise ConfigError("this benchmark replays a log: the recipe needs [feed.replay], and feed.path its folder")
-    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards)
+    told = None if items is None or feed.items_path is None else ItemsLog(Landing(feed.items_path), items)
+    return Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, feed.warmup_shards, told)
 
 
 def _due_s(config: SyntheticConfig, shard: int) -> float:
