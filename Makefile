@@ -50,11 +50,11 @@ quickstart: $(if $(filter grocery,$(DATA)),quickstart-grocery,quickstart-shop) #
 
 quickstart-shop: setup
 	@$(if $(NO_WORD),echo "DATA=$(DATA): quickstart knows DATA=grocery. A log of your own: $(BIN)/headrace try DIR"; exit 1)
-	$(call NEW_RUN,quickstart); \
+	@$(call NEW_RUN,quickstart); \
 	    "$(BIN)/headrace" run jobs/recipes/quickstart.toml $(if $(QUICK),feed.synthetic.num_shards=31) "run.dir=runs/$$run"
 
 quickstart-grocery: $(VENV)/.stamp-grocery
-	$(call NEW_RUN,grocery); "$(BIN)/python" -m headrace.onboard.grocery "runs/$$run/log" $(if $(QUICK),12); \
+	@$(call NEW_RUN,grocery); "$(BIN)/python" -m headrace.onboard.grocery "runs/$$run/log" $(if $(QUICK),12); \
 	    "$(BIN)/headrace" run jobs/recipes/grocery.toml \
 	    "run.dir=runs/$$run" "feed.path=runs/$$run/log/baskets" "feed.items_path=runs/$$run/log/products"
 
