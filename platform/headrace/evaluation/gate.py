@@ -1,11 +1,18 @@
-"""May this candidate be published? Hard rules, each with its reason in words, decided alike on every rank."""
+"""Hard rules, each with its reason in words, decided alike on every rank.
+
+May anything learn from these rows? And may the candidate that has learned from them be published? Some rules have a
+limit of their own, others hold an increment against what is usual for the stream (evaluation/usual.py).
+"""
 
 from dataclasses import dataclass
 
 from headrace.commit.manifest import Verdict
 from headrace.config.recipe import GateConfig
+from headrace.evaluation.coherence import Coherence
+from headrace.evaluation.usual import RowSigns, Usual
 
-_FEW_EVENTS = 100  # shares of an increment smaller than this say nothing
+_SMALL_SHARE = 0.1  # of one user: not looked into, however unusual
+_ERRORS = 3.5  # standard errors by which a coherence must be below what is usual
 
 
 @dataclass(frozen=True)
@@ -19,12 +26,10 @@ class Signs:
     """The largest entry of both."""
     update_ratio: float
     """Norm of the update over the norm of the weights before it."""
+    steps: int
+    """Optimizer steps that made it."""
     churn: float | None
     """Share of the probes' top 20 that changed against live; None where there is nothing to compare."""
-    num_events: int
-    max_item_events: int
-    """Events of the most frequent item of the increment."""
-    max_user_events: int
     eligible_before: int
     """Items that could be answered as of the commit before; 0 in the warm-up."""
     eligible_after: int
@@ -36,10 +41,36 @@ class Decision:
 
     verdict: Verdict
     reason: str
+    unusual: bool = False
+    """Whether that is because the increment was held against what is usual, which may have changed."""
 
 
-def decide(signs: Signs, config: GateConfig) -> Decision:
-    """The first rule that objects decides; otherwise the candidate is published."""
+def decide_rows(signs: RowSigns, usual: Usual, config: GateConfig) -> Decision | None:
+    """Before anything learns from these rows: a rejection by the first rule that objects, or None."""
+    item, user = signs.item_share, signs.user_share
+    if item is not None and item > config.max_item_share:
+        return Decision("reject", f"one item has {item:.0%} of the events (> {config.max_item_share:.0%})")
+    if user is not None and user > config.max_user_share:
+        return Decision("reject", f"one user has {user:.0%} of the events (> {config.max_user_share:.0%})")
+    largest = usual.largest_user_share
+    if user is not None and largest is not None and user > max(_SMALL_SHARE, config.max_user_growth * largest):
+        lately = f"lately at most {largest:.1%} (gate.max_user_growth)"
+        return Decision("reject", f"one user has {user:.0%} of the events, {lately}", unusual=True)
+    return _decide_coherence(signs.coherence, usual.usual_coherence, config.min_coherence)
+
+
+def _decide_coherence(found: Coherence | None, lately: float | None, least: float) -> Decision | None:
+    if found is None or lately is None or not least:
+        return None
+    if found.mean >= 0.5 + least * (lately - 0.5) or found.mean + _ERRORS * found.error >= lately:
+        return None
+    often = f"in {found.mean:.0%} of all cases, lately {lately:.0%}, by chance 50%"
+    reason = f"contexts tell their next item from another one of this cut {often}: do items belong to their rows?"
+    return Decision("reject", f"{reason} (gate.min_coherence)", unusual=True)
+
+
+def decide(signs: Signs, usual: Usual, config: GateConfig) -> Decision:
+    """After training: the first rule that objects decides; otherwise the candidate is published."""
     if not signs.finite:
         return Decision("reject", "weights or optimizer state hold NaN or infinity")
     if signs.max_abs > config.max_abs:
@@ -49,15 +80,14 @@ def decide(signs: Signs, config: GateConfig) -> Decision:
     if not signs.is_warmup and signs.update_ratio > config.max_update_ratio:
         limit = config.max_update_ratio
         return Decision("reject", f"the update is {signs.update_ratio:.2f} of the weights' norm (> {limit:g})")
+    expected = usual.expected_update(signs.steps)
+    if expected is not None and signs.update_ratio > config.max_update_growth * expected:
+        moved = f"the update is {signs.update_ratio:.2g} of the weights' norm in {signs.steps} steps"
+        lately = f"lately {expected:.2g} in as many (gate.max_update_growth)"
+        return Decision("reject", f"{moved}, {lately}", unusual=True)
     if signs.eligible_after < (1 - config.max_eligible_loss) * signs.eligible_before:
         few = f"{signs.eligible_after} of {signs.eligible_before} items could still be answered"
         return Decision("reject", f"{few}: does an event's time lie far ahead? (gate.max_eligible_loss)")
-    if signs.num_events >= _FEW_EVENTS:
-        item, user = signs.max_item_events / signs.num_events, signs.max_user_events / signs.num_events
-        if item > config.max_item_share:
-            return Decision("reject", f"one item has {item:.0%} of the events (> {config.max_item_share:.0%})")
-        if user > config.max_user_share:
-            return Decision("reject", f"one user has {user:.0%} of the events (> {config.max_user_share:.0%})")
     if signs.churn is not None and signs.churn > config.max_churn:
         return Decision("hold", f"{signs.churn:.0%} of the probes' top 20 changed (> {config.max_churn:.0%})")
     return Decision("publish", "passed every rule")

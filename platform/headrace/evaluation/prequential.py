@@ -7,7 +7,7 @@ all ranks hold the same figures, in ledger order.
 Shape legend: Q queries, R = Q + 1 offsets, T targets (flat), K voters.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.blend.weights import per_query
+from headrace.evaluation.coherence import Coherence, best_coherence, draw_controls
 from headrace.evaluation.metrics import METRICS
 from headrace.evaluation.sequential import CONTESTS
 from headrace.inputs.contexts import Contexts, offsets, ranges
@@ -91,6 +92,8 @@ class Scored:
     """The items that these targets are."""
     ranks: Mapping[str, NDArray[np.int64]]
     """By name, as ``metrics``: the rank of every target, (T,), in ledger order of the queries."""
+    coherence: Coherence | None
+    """None where there is nothing to compare."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -116,7 +119,8 @@ def score(
     """Rank every query's targets with each version; figures are means over all ranks' queries."""
     faults = learner.faults
     asked = [version for version in (learner, live, frozen, trusted) if version is not None]
-    judged = _judge({id(version): version for version in asked}, queries, learner)  # live is often the learner
+    versions = {id(version): version for version in asked}  # live is often the learner
+    judged = _judge(versions, queries, learner, draw_controls(queries.target_T, gather))
     own = judged[id(learner)]
     failed = [learner.faults.get(name, 0) - faults.get(name, 0) for name in own.probability]
     rank_of = {name: rank_T for name, rank_T in own.rank.items() if name != BLEND}
@@ -124,6 +128,7 @@ def score(
     if frozen is not None:
         rank_of["frozen"] = judged[id(frozen)].rank[BLEND]
     gained = _gained(judged[id(live)], judged[id(trusted)]) if trusted is not None else {}
+    above = _above(judged[id(version)] for version in (learner, live, trusted) if version is not None)
     mine: dict[str, NDArray[Any]] = {
         "shard": queries.shard_Q,
         "row": queries.row_Q,
@@ -135,11 +140,14 @@ def score(
         **{f"slope/{name}": slope_Q for name, slope_Q in per_query(own.slope, queries.offset_R).items()},
         "target": queries.target_T,
         **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
+        **{f"above/{name}": above_Q for name, above_Q in per_query(above, queries.offset_R).items()},
     }
-    return _summary(gather(mine), list(rank_of), list(own.probability), list(own.slope), list(gained))
+    return _summary(gather(mine), list(rank_of), list(own.probability), list(own.slope), list(gained), list(above))
 
 
-def _judge(versions: Mapping[int, Recommender], queries: Queries, learner: Recommender) -> dict[int, Judged]:
+def _judge(
+    versions: Mapping[int, Recommender], queries: Queries, learner: Recommender, controls: NDArray[np.int64]
+) -> dict[int, Judged]:
     """What each version makes of the queries: ranks alone, but for the learner. Shared counters are asked once."""
     judged: dict[int, list[Judged]] = {key: [] for key in versions}
     for first in range(0, max(len(queries), 1), _CHUNK):
@@ -148,13 +156,19 @@ def _judge(versions: Mapping[int, Recommender], queries: Queries, learner: Recom
         for key, version in versions.items():
             said = heard[id(version.experts)]
             ranks_only = version is not learner
-            judged[key].append(version.judge(chunk.contexts, chunk.target_T, chunk.offset_R, said, ranks_only))
+            answer = version.judge(chunk.contexts, chunk.target_T, chunk.offset_R, said, ranks_only, controls)
+            judged[key].append(answer)
     return {key: Judged.joined(parts) for key, parts in judged.items()}
 
 
 def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
     """For each target, live's hit at 20 less trusted's."""
     return {name: (live.rank[name] <= _CUTOFF).astype(np.int8) - (trusted.rank[name] <= _CUTOFF) for name in CONTESTS}
+
+
+def _above(judged: Iterable[Judged]) -> dict[str, NDArray[np.float64]]:
+    """For each target, (T,): the share of controls that each of these answers ranks below it."""
+    return {f"{nth}/{name}": above_T for nth, one in enumerate(judged) for name, above_T in one.above.items()}
 
 
 def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:
@@ -170,6 +184,7 @@ def _summary(
     experts: Sequence[str],
     calibrated: Sequence[str],
     compared: Sequence[str],
+    answers: Sequence[str],
 ) -> Scored:
     shard_Q, row_Q, length_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row", "length"))
     order_Q = np.lexsort((row_Q, shard_Q))
@@ -189,6 +204,7 @@ def _summary(
     ranks = {voter: np.concatenate([part[f"rank/{voter}"] for part in parts])[order_T] for voter in voters}
     failed = np.sum([part["failed"] for part in parts], axis=0).tolist()
     faults = {name: count for name, count in zip(experts, failed, strict=True) if count}
+    above = {name: np.concatenate([part[f"above/{name}"] for part in parts])[order_Q] for name in answers}
     return Scored(
         len(order_Q),
         int(known_Q.sum()),
@@ -200,6 +216,7 @@ def _summary(
         gains,
         target_T,
         ranks,
+        best_coherence(above),
     )
 
 

@@ -3,7 +3,7 @@
 Mixing works in place on the block's logits: a block is asked for ranks of the model alone first, then for exponentials,
 then for the blend. Everything but the product before it works element by element, so that a query's bits do not depend
 on what it shares a block with. Shape legend: Q queries of the block, T targets (flat), E eligible items, K experts in
-the order of weights, B the best.
+the order of weights, B the best, C columns that targets are compared with.
 """
 
 from collections.abc import Mapping
@@ -164,3 +164,19 @@ def rank(x_QE: Tensor, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) ->
         value_P1 = value_T[torch.from_numpy(at_P).to(x_QE.device)].unsqueeze(1)
         rank_T[at_P] = (x_PE >= value_P1).sum(dim=1).cpu().numpy()
     return rank_T
+
+
+def share_below(
+    x_QE: Tensor, row_T: NDArray[np.int64], column_T: NDArray[np.int64], column_C: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Of each target: the share of the columns ``column_C``, its own left out, whose value is below its own, ``(T,)``.
+
+    Equal values count half; NaN where there is no other column.
+    """
+    value_T1 = values(x_QE, row_T, column_T).unsqueeze(1)
+    x_TC = x_QE[:, torch.from_numpy(column_C).to(x_QE.device)][torch.from_numpy(row_T).to(x_QE.device)]
+    other_TC = column_C != column_T[:, None]
+    half_TC = (x_TC < value_T1).int() + (x_TC <= value_T1).int()
+    below_T = (half_TC.cpu().numpy() * other_TC).sum(axis=1) / 2
+    num_T = other_TC.sum(axis=1)
+    return np.where(num_T > 0, below_T / np.maximum(num_T, 1), np.nan)

@@ -13,7 +13,7 @@ K answers or experts.
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,12 +25,13 @@ from headrace.catalogue.eligible import Eligible
 from headrace.experts.base import Expert
 from headrace.inputs.contexts import Contexts
 from headrace.models.base import RecallModel
-from headrace.recommend.block import Block, best, put_seen, rank, values
+from headrace.recommend.block import Block, best, put_seen, rank, share_below, values
 from headrace.recommend.encode import answering, encode, newest
 from headrace.recommend.seen import Seen
 from headrace.recommend.votes import MISS, Heard, Voters
 
 BLEND = "blend"
+_NOTHING = np.zeros(0, dtype=np.int64)
 BLOCK = 32
 """Queries scored at once: enough to keep the product arithmetic-bound, few enough to stay in the cache."""
 
@@ -61,6 +62,9 @@ class Judged:
     target was seen and seen items come last."""
     slope: Mapping[str, NDArray[np.float64]]
     """By "neural" and each counter: that probability's derivative by the logarithm of the expert's exponent, (T,)."""
+    above: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By "blend" and "neural", where controls were named: the share of them, the target itself left out, that score
+    below the target, (T,); nan where it is not eligible, or the expert abstains."""
 
     @classmethod
     def joined(cls, parts: Sequence["Judged"]) -> "Judged":
@@ -69,6 +73,7 @@ class Judged:
             {name: np.concatenate([part.rank[name] for part in parts]) for name in parts[0].rank},
             {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
             {name: np.concatenate([part.slope[name] for part in parts]) for name in parts[0].slope},
+            {name: np.concatenate([part.above[name] for part in parts]) for name in parts[0].above},
         )
 
 
@@ -171,19 +176,23 @@ class Recommender:
         target_offset_R: NDArray[np.int64],
         heard: MutableMapping[int, Heard] | None = None,
         ranks_only: bool = False,
+        controls: NDArray[np.int64] | None = None,
     ) -> Judged:
         """Rank and probability of each target; query q has the targets between its two offsets.
 
-        With ``ranks_only``, nothing but the ranks of the blend and of the neural expert. ``heard`` is what these
-        counters have said to the same queries, by block: read where it is there, else filled in, so that several
-        versions with the same counters ask them once.
+        With ``ranks_only``, nothing but what the blend and the neural expert make of them. ``controls`` are item
+        numbers that every target is compared with. ``heard`` is what these counters have said to the same queries, by
+        block: read where it is there, else filled in, so that several versions with the same counters ask them once.
         """
         told = () if ranks_only else self._names
         judged = Judged(
             {name: np.full(len(target_T), MISS, dtype=np.int64) for name in (BLEND, NEURAL, *told[1:-1])},
             {name: np.full(len(target_T), np.nan) for name in told},
             {name: np.full(len(target_T), np.nan) for name in told[:-1]},
+            {name: np.full(len(target_T), np.nan) for name in (BLEND, NEURAL) if controls is not None},
         )
+        control_C = self.eligible.column_of(controls if controls is not None else _NOTHING)
+        control_C = control_C[control_C >= 0]
         column_T = self.eligible.column_of(target_T)
         query_T = np.repeat(np.arange(len(contexts)), np.diff(target_offset_R))
         with answering(self.model):
@@ -193,7 +202,7 @@ class Recommender:
                 row_T = query_T[index_T] - block.first
                 if not ranks_only:
                     _judge_votes(block, index_T, row_T, column_T[index_T], judged)
-                self._judge_mix(block, index_T, row_T, column_T[index_T], judged)
+                self._judge_mix(block, index_T, row_T, column_T[index_T], control_C, judged)
         return judged
 
     def probabilities(self, contexts: Contexts) -> Iterator[tuple[slice, dict[str, Tensor]]]:
@@ -240,11 +249,15 @@ class Recommender:
         index_T: NDArray[np.int64],
         row_T: NDArray[np.int64],
         column_T: NDArray[np.int64],
+        control_C: NDArray[np.int64],
         judged: Judged,
     ) -> None:
         """The neural expert's and the blend's part of ``judged`` at ``index_T``."""
         on_T = block.neural_Q[row_T]
         judged.rank[NEURAL][index_T[on_T]] = rank(block.logits_QE, row_T[on_T], column_T[on_T])
+        if judged.above:
+            above_T = share_below(block.logits_QE, row_T[on_T], column_T[on_T], control_C)
+            judged.above[NEURAL][index_T[on_T]] = above_T
         total_Q = block.exponentials()
         if NEURAL in judged.probability:
             on_T = on_T & _unseen(block, row_T, column_T)
@@ -252,7 +265,10 @@ class Recommender:
             p_T = value_T / total_Q[row_T[on_T]]
             judged.probability[NEURAL][index_T[on_T]] = p_T
             judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
-        judged.rank[BLEND][index_T] = rank(block.mix(block.weights(self._weight_K), total_Q), row_T, column_T)
+        score_QE = block.mix(block.weights(self._weight_K), total_Q)
+        judged.rank[BLEND][index_T] = rank(score_QE, row_T, column_T)
+        if judged.above:
+            judged.above[BLEND][index_T] = share_below(score_QE, row_T, column_T, control_C)
 
     def _blocks(self, contexts: Contexts, heard: MutableMapping[int, Heard] | None = None) -> Iterator[Block]:
         """What every expert says, block by block; nothing where no item is eligible."""

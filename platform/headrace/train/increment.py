@@ -20,8 +20,9 @@ from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
 from headrace.errors import TrainingError
-from headrace.evaluation.gate import Decision, Signs, decide
+from headrace.evaluation.gate import Decision, Signs, decide, decide_rows
 from headrace.evaluation.prequential import Queries, Scored, sample, score
+from headrace.evaluation.usual import RowSigns, Usual
 from headrace.inputs.contexts import Contexts, concatenate
 from headrace.inputs.examples import Examples
 from headrace.recommend.recommender import Recommender
@@ -85,6 +86,20 @@ class Trained:
         }
 
 
+_UNTRAINED = Trained(PassStats(0, 0, 0, (), 0.0, 0.0), 0, 0.0)
+"""Of a cut whose rows nothing may learn from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What an increment would publish, and what the gate says of it."""
+
+    recommender: Recommender
+    answered_PK: NDArray[np.int64] | None
+    """What it answers to the probes."""
+    decision: Decision
+
+
 def train_increment(
     cut_rows: CutRows,
     state: LearnerState,
@@ -111,27 +126,20 @@ def train_increment(
     scored = _score(asked, state, group, cut.number, committer.store, on_scored)
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
+    row_signs, usual = _row_signs(taken, scored), _usual(state)
+    rejected = decide_rows(row_signs, usual, state.recipe.gate)
     watch.lap("score")
-    trained = _train(intake, taken, state, group, cut.number, warmup, watch)
+    trained = _UNTRAINED if rejected else _train(intake, taken, state, group, cut.number, warmup, watch)
     watch.lap("train")
-    candidate = state.recommender()
     if state.probes is None:
         state.probes = _probes(asked, state, group)
-    finite, max_abs = state.step.extremes()
-    answered_PK = state.probed(candidate) if finite else None
-    churn = _churn(state, answered_PK) if reviewed.version is None else None
-    signs = _signs(state, candidate, taken, trained, warmup, finite, max_abs, churn)
-    decision = reviewed.explain(decide(signs, state.recipe.gate))
-    fates = dict(taken.fates)
-    if state.replay is not None and decision.verdict != "reject":
-        state.replay.admit(cut.number)
+    made = Candidate(state.recommender(), None, rejected) if rejected else _try(state, taken, trained, reviewed, usual)
+    decision, fates = reviewed.explain(made.decision), dict(taken.fates)
     if decision.verdict == "reject":
-        _go_back(state, committer.store, group, decision)
-        if cut_rows.told is not None:  # the side feed is no part of what was rejected
-            state.catalogue.tell(cut_rows.told)
-        candidate, fates = state.recommender(), {"quarantined": cut.num_rows}
+        _reject(state, committer.store, group, cut_rows, decision)
+        made, fates = Candidate(state.recommender(), None, decision), {"quarantined": cut.num_rows}
     else:
-        state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
+        _accept(state, cut.number, decision, usual.add(row_signs, (trained.update_ratio, trained.passed.steps)))
     watch.lap("gate")
     state.rows = {fate: count + fates.get(fate, 0) for fate, count in state.rows.items()}
     figures = {
@@ -140,10 +148,11 @@ def train_increment(
         "clamped": taken.num_clamped,
         "metrics": _metrics(scored),
         "training": trained.facts(),
+        "signs": row_signs.facts(),
         "review": reviewed.facts(decision.verdict),
     }
     manifest = committer.commit(state, decision, figures, cut, watch)
-    _note_versions(state, candidate, answered_PK, manifest, committer.store)
+    _note_versions(state, made, manifest, committer.store)
     return manifest
 
 
@@ -294,30 +303,53 @@ def _probes(asked: Queries, state: LearnerState, group: Group) -> Contexts:
     return concatenate([Contexts(**part) for part in group.gather(probes.contexts.__dict__)])
 
 
-def _signs(
-    state: LearnerState,
-    candidate: Recommender,
-    taken: Taken,
-    trained: Trained,
-    warmup: bool,
-    finite: bool,
-    max_abs: float,
-    churn: float | None,
-) -> Signs:
-    """What the gate decides on."""
+def _row_signs(taken: Taken, scored: Scored | None) -> RowSigns:
+    """What the gate looks at before anything learns."""
     _, per_item = np.unique(taken.number_N, return_counts=True)
-    return Signs(
-        is_warmup=warmup,
+    coherence = None if scored is None else scored.coherence
+    most, num_capped = int(per_item.max(initial=0)), taken.fates["capped"]
+    return RowSigns(len(taken.number_N), most, taken.max_user_events, num_capped, coherence)
+
+
+def _usual(state: LearnerState) -> Usual:
+    """What the increment is held against: nothing after many unusual cuts in a row, since the stream has changed."""
+    return state.usual if state.usual.num_rejected < state.recipe.gate.max_unusual else Usual()
+
+
+def _try(state: LearnerState, taken: Taken, trained: Trained, reviewed: Review, usual: Usual) -> Candidate:
+    """What would be published, and what the gate says of it."""
+    candidate = state.recommender()
+    finite, max_abs = state.step.extremes()
+    answered_PK = state.probed(candidate) if finite else None
+    signs = Signs(
+        is_warmup=state.commit is None,
         finite=finite,
         max_abs=max_abs,
         update_ratio=trained.update_ratio,
-        churn=churn,
-        num_events=len(taken.number_N),
-        max_item_events=int(per_item.max(initial=0)),
-        max_user_events=taken.max_user_events,
+        steps=trained.passed.steps,
+        churn=_churn(state, answered_PK) if reviewed.version is None else None,
         eligible_before=0 if state.learner is None else _not_retired(state, state.learner.eligible),
         eligible_after=len(candidate.eligible),
     )
+    return Candidate(candidate, answered_PK, decide(signs, usual, state.recipe.gate))
+
+
+def _accept(state: LearnerState, cut: int, decision: Decision, usual: Usual) -> None:
+    """The increment stays, published or held."""
+    if state.replay is not None:
+        state.replay.admit(cut)
+    if state.commit is not None:  # the warm-up is like nothing that comes after it
+        state.usual = usual
+    state.num_holds = state.num_holds + 1 if decision.verdict == "hold" else 0
+
+
+def _reject(state: LearnerState, store: Store, group: Group, cut_rows: CutRows, decision: Decision) -> None:
+    """Take back everything but the position in the ledger, what the side feed says, and how often this has happened."""
+    _go_back(state, store, group, decision)
+    if cut_rows.told is not None:  # the side feed is no part of what was rejected
+        state.catalogue.tell(cut_rows.told)
+    if decision.unusual:
+        state.usual = state.usual.rejected()
 
 
 def _not_retired(state: LearnerState, eligible: Eligible) -> int:
@@ -338,19 +370,18 @@ def _churn(state: LearnerState, answered_PK: NDArray[np.int64] | None) -> float 
 
 def _note_versions(
     state: LearnerState,
-    candidate: Recommender,
-    answered_PK: NDArray[np.int64] | None,
+    made: Candidate,
     manifest: Manifest,
     store: Store,
 ) -> None:
     """Who is learner, live and frozen from now on; a version that must outlast the learner's weights is loaded anew."""
     was_learner = state.live is state.learner
-    state.learner = candidate
+    state.learner = made.recommender
     if manifest.verdict == "publish":
-        state.live, state.published = candidate, manifest
+        state.live, state.published = made.recommender, manifest
         if state.frozen is None:
             state.frozen = load_version(store, manifest, state.step.device)
-        state.live_top_PK = answered_PK
+        state.live_top_PK = made.answered_PK
     elif was_learner and state.published is not None:
         state.live = load_version(store, state.published, state.step.device)
     known = state.versions | ({state.published.cut: state.published} if state.published else {})

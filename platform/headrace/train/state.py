@@ -20,6 +20,7 @@ from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
 from headrace.evaluation.sequential import Trial
+from headrace.evaluation.usual import Usual
 from headrace.experts.base import Encoding, Expert
 from headrace.experts.build import build_experts, load_experts
 from headrace.history.past import HISTORY_COLUMNS
@@ -79,6 +80,8 @@ class LearnerState:
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
+    usual: Usual = field(default_factory=Usual)
+    """What increments of this stream look like."""
     rollback: Rollback | None = None
     """The newest roll back that a person has asked for."""
     commit: Manifest | None = None
@@ -175,6 +178,7 @@ class LearnerState:
             "num_holds": self.num_holds,
             "rows": dict(self.rows),
             "trial": self.trial.state(),
+            "usual": self.usual.state(),
             "rollback": None if self.rollback is None else asdict(self.rollback),
         }
 
@@ -255,6 +259,7 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.repeats = Repeats(*facts["repeats"])
     state.rows |= facts["rows"]
     state.trial = Trial.from_state(facts["trial"])
+    state.usual = Usual.from_state(usual) if (usual := facts.get("usual")) else Usual()
     state.rollback = Rollback(**back) if (back := facts.get("rollback")) else None
     state.commit = manifest
     return state
