@@ -1,5 +1,5 @@
-"""What every objective, replay policy and mix of methods promises: it comes back from JSON, and a run that stops after
-every increment ends with the bytes of one that never stopped, lawfully, with a loss that falls."""
+"""What every objective, optimizer, replay policy and mix of methods promises: it comes back from JSON, and a run that
+stops after every increment ends with the bytes of one that never stopped, lawfully, with a loss that falls."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ PARTS = {
     "softmax, sessions": ("objective.examples=sessions",),
     "sampled": ('objective={kind="sampled_softmax",negatives=16}',),
     "sampled, uniform": ('objective={kind="sampled_softmax",negatives=16,draw="uniform"}',),
+    "adagrad": ('train.optimizer={kind="row_adagrad"}',),
+    "adagrad, sampled": ('objective={kind="sampled_softmax",negatives=16}', 'train.optimizer={kind="row_adagrad"}'),
     "reservoir": (*REPLAY, 'replay.policy={kind="reservoir"}'),
     "recency": (*REPLAY, 'replay.policy={kind="recency",half_life_s=7200}'),
     "frequency": (*REPLAY, 'replay.policy={kind="frequency"}'),

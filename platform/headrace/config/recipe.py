@@ -365,6 +365,26 @@ MethodConfig = Annotated[
 """Every kind of method that a recipe may name; they compose. A section that names none is "online"."""
 
 
+class AdamConfig(Section):
+    """Adam for everything (arXiv 1412.6980); without momentum for the table's rows where the objective samples."""
+
+    kind: Literal["adam"] = "adam"
+
+
+class RowAdagradConfig(Section):
+    """Adam for the encoder; Adagrad by rows for the item table, with a sum that fades: a fraction of the state."""
+
+    kind: Literal["row_adagrad"] = "row_adagrad"
+    learning_rate: PositiveFloat = 0.02
+    """How far a row goes in its first step; later ones are shorter by the root of how many steps count."""
+    half_life_steps: PositiveFloat = 1000.0
+    """A gradient so many steps ago counts half."""
+
+
+OptimizerConfig = Annotated[AdamConfig | RowAdagradConfig, Field(discriminator="kind"), _kind_is("adam")]
+"""Every kind of optimizer; a section that names none is "adam"."""
+
+
 class TrainConfig(Section):
     """How an increment is trained."""
 
@@ -375,6 +395,7 @@ class TrainConfig(Section):
     """Passes over cut 0."""
     epochs: Annotated[int, Field(ge=0)] = 1
     """Passes over every later cut."""
+    optimizer: OptimizerConfig = AdamConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic in a training step (autocast); weights and scores stay float32."""
 

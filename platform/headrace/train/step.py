@@ -1,8 +1,8 @@
 """One optimizer step, the same on every rank: the model's parameters as one optimizer problem.
 
 All gradients are views of one flat buffer, summed over ranks by one call (DDP would rebuild its buckets, and a resumed
-run would sum in another order). Adam (arXiv 1412.6980) keeps its moments as long as the model lives; they grow with the
-table, new rows' at zero. No generator state is kept: a step's dropout is drawn from (seed, increment, step, rank).
+run would sum in another order). No generator state is kept: a step's dropout is drawn from (seed, increment, step,
+rank). The optimizer's memory of gradients lives as long as the model (train/optimizer.py).
 
 The table takes part as two leaves, the rows read by contexts and the vectors scored, whose gradients are added to the
 flat buffer where they belong: autograd would make a zero-filled array of the table's size for each of them. Where the
@@ -26,16 +26,14 @@ from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned, Lesson, Method, Mix
 from headrace.models.base import RecallModel
-from headrace.models.build import Parts, join_chunks, row_chunks
+from headrace.models.build import Parts
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
 from headrace.train.group import Group
+from headrace.train.optimizer import TABLE, Optimizer, row_optimizer, row_rate
 from headrace.train.teacher import Teacher
 from headrace.train.touched import TableView, TouchedRows
-
-_TABLE = "table"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def repeatable() -> None:
@@ -65,10 +63,7 @@ class StepBatch:
 
 
 class TrainStep:
-    """Model, optimizer and methods of one rank. ``begin_increment`` comes before the first step, always.
-
-    ``steps_since_fresh`` counts optimizer steps since Adam's moments were zero; it is part of the state.
-    """
+    """Model, optimizer and methods of one rank. ``begin_increment`` comes before the first step, always."""
 
     def __init__(
         self,
@@ -86,30 +81,33 @@ class TrainStep:
         self.group = group
         self.seed = seed
         self.increment = -1
-        self.steps_since_fresh = 0
         self.step_in_increment = 0
         self.last_gradient_norm = 0.0
         self._teacher: Teacher | None = None
         """The model as it was before the increment, if a method needs it; none where nothing was trained before."""
-        self._moments: dict[str, dict[str, Tensor]] = {}
-        """Of parameters by name, as the last state had them, until ``begin_increment`` hands them to the optimizer."""
         self._parameters: dict[str, Tensor] = {}
-        """All that Adam moves, by name; in sparse mode the encoder alone."""
+        """All that the optimizer moves, by name; in sparse mode the encoder alone."""
+        weight_VD = model.table.weight.detach()
+        self._optimizer = Optimizer(config, weight_VD)
         self._touched: TouchedRows | None = None
         """The table in sparse mode."""
         if objective.sampled is not None:
-            self._touched = TouchedRows(objective.sampled, model.table.weight.detach(), seed)
+            self._touched = TouchedRows(objective.sampled, weight_VD, seed, row_optimizer(config, weight_VD))
         self._before: dict[str, Tensor] = {}
-        """What Adam moves, as it was before the increment's first step."""
+        """The parameters as they were before the increment's first step."""
         self._buffer = torch.zeros(0)
         self._flat = self._buffer
         """The part of the buffer that this step fills: the encoder's gradients, then those of the rows at hand."""
-        self._optimizer: torch.optim.Adam | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the arithmetic happens."""
         return self.model.table.weight.device
+
+    @property
+    def steps_since_fresh(self) -> int:
+        """Optimizer steps since its moments were zero; part of the state."""
+        return self._optimizer.steps
 
     @property
     def flat_gradient(self) -> Tensor:
@@ -130,21 +128,20 @@ class TrainStep:
         self.model.table.grow(num_slots)
         for method in self.methods:
             method.begin_increment(self.model, increment)
-        self._moments = self._collect_moments()
         self._teacher = None
         if self.steps_since_fresh and any(method.needs_teacher for method in self.methods):
-            self._teacher = Teacher(self.model, self._num_trained_rows())
+            known = self._optimizer.num_table_rows if self._touched is None else self._touched.num_slots
+            self._teacher = Teacher(self.model, known)
         encoder = {name: value for name, value in self.model.encoder.named_parameters() if value.requires_grad}
         self._parameters = {f"encoder.{name}": value for name, value in encoder.items()}
         weight_VD = self.model.table.weight.detach()
         if self._touched is None:
-            self._parameters[_TABLE] = nn.Parameter(weight_VD[:num_slots])
+            self._parameters[TABLE] = nn.Parameter(weight_VD[:num_slots])
         else:
             self._touched.begin(weight_VD, num_slots)
         self._before = {}
         self._make_buffer(sum(value.numel() for value in self._parameters.values()))
-        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=self.config.learning_rate, fused=True)
-        self._hand_over_moments(self._optimizer)
+        self._optimizer.begin(self._parameters)
 
     def observe(self, slot_T: NDArray[np.int64], num_slots: int) -> None:
         """Before an increment's first step: the rows of all its targets, all ranks' in rank order."""
@@ -153,16 +150,16 @@ class TrainStep:
 
     def reset_rows(self, slot_R: NDArray[np.int64]) -> None:
         """After ``begin_increment``: these rows belong to other items now, and start afresh with all their state."""
-        self.model.table.reset(torch.from_numpy(slot_R).to(self.device))
+        on_device_R = torch.from_numpy(slot_R).to(self.device)
+        self.model.table.reset(on_device_R)
         if self._teacher is not None:
             self._teacher.forget(slot_R)
         for method in self.methods:
             method.reset_rows(slot_R)
-        if self._touched is not None:
+        if self._touched is None:
+            self._optimizer.reset_rows(on_device_R)
+        else:
             self._touched.reset(slot_R)
-            return
-        for moment in self._collect_moments().get(_TABLE, {}).values():
-            moment[torch.from_numpy(slot_R).to(self.device)] = 0.0
 
     def lesson(self, num_new: int, num_replayed: int, slot_E: NDArray[np.int64]) -> Lesson | None:
         """How much the teacher is heard in this increment; the counts are targets of all ranks."""
@@ -190,7 +187,7 @@ class TrainStep:
         ``total_weight`` is that of all ranks' eligible targets, ``slot_E`` the eligible items' rows, ascending.
         TrainingError before ``begin_increment``.
         """
-        if self._optimizer is None:
+        if self.increment < 0:
             raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
         if not (self.model.training and self.model.encoder.training):  # it walks through all modules
             self.model.train()
@@ -206,11 +203,9 @@ class TrainStep:
         scale = 1.0
         for method in self.methods:
             scale *= method.learning_rate_scale(self.steps_since_fresh)
-        self._optimizer.param_groups[0]["lr"] = self.config.learning_rate * scale
-        self._optimizer.step()
+        self._optimizer.step(scale)
         if self._touched is not None:
-            self._touched.update(view, gradient_RD, self.config.learning_rate * scale, self.steps_since_fresh + 1)
-        self.steps_since_fresh += 1
+            self._touched.update(view, gradient_RD, row_rate(self.config) * scale, self.steps_since_fresh)
         self.step_in_increment += 1
         return loss
 
@@ -219,7 +214,7 @@ class TrainStep:
 
         In sparse mode, of the table only the rows that the increment has touched are looked at.
         """
-        moments = [tensor for pair in self._collect_moments().values() for tensor in pair.values()]
+        moments = self._optimizer.moments()
         if self._touched is None:
             tensors = [*self.model.parameters(), *moments]
         else:
@@ -241,33 +236,17 @@ class TrainStep:
 
     def state(self) -> Parts:
         """The optimizer as parts: "optimizer/encoder", and "optimizer/table/00000", .. cut as the model's table is."""
-        moments = self._collect_moments()
-        encoder: dict[str, NDArray[Any]] = {"steps": np.array([self.steps_since_fresh], dtype=np.int64)}
-        for name, pair in moments.items():
-            if name != _TABLE:
-                encoder.update({f"{name}/{key}": pair[key].cpu().numpy().copy() for key in _MOMENTS})
-        parts: Parts = {"optimizer/encoder": encoder}
-        if _TABLE in moments:
-            parts.update(row_chunks("optimizer/table", moments[_TABLE]))
-        if self._touched is not None:
-            parts.update(self._touched.state())
-        return parts
+        return self._optimizer.state() | (self._touched.state() if self._touched is not None else {})
 
     def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Take over what ``state`` gave; in force from the next ``begin_increment`` on."""
-        encoder = parts["optimizer/encoder"]
-        self.steps_since_fresh = int(encoder["steps"][0])
-        names = {name.rsplit("/", 1)[0] for name in encoder if name != "steps"}
-        moments = {name: {key: torch.tensor(encoder[f"{name}/{key}"]) for key in _MOMENTS} for name in names}
+        self._optimizer.load(parts, with_table=self._touched is None)
         if self._touched is not None:
             self._touched.load(parts)
-        elif any(part.startswith("optimizer/table/") for part in parts):
-            moments[_TABLE] = {key: torch.from_numpy(join_chunks("optimizer/table", key, parts)) for key in _MOMENTS}
-        self._moments = moments
-        self._optimizer = None
+        self.increment = -1
 
     def _make_buffer(self, size: int) -> None:
-        """A flat buffer of zeros whose beginning is the gradients of all that Adam moves."""
+        """A flat buffer of zeros whose beginning is the gradients of all that the optimizer moves."""
         self._buffer = torch.zeros(size).to(self.model.table.weight)
         start = 0
         for value in self._parameters.values():
@@ -281,7 +260,7 @@ class TrainStep:
         slot_BL = nothing.reshape(0, 0) if batch is None else batch.inputs.slot_BL
         column_T = nothing if batch is None else batch.column_T
         if self._touched is None:
-            rows_VD = self._parameters[_TABLE]
+            rows_VD = self._parameters[TABLE]
             assert rows_VD.grad is not None
             on_device_BL = torch.from_numpy(slot_BL).to(self.device)
             return TableView(rows_VD.detach(), None, on_device_BL, slot_E, column_T, None), rows_VD.grad
@@ -341,12 +320,6 @@ class TrainStep:
             batch.inputs, batch.row_P, batch.back_P, weight_P, student, slot_C, view.correction_C, temperature
         )
 
-    def _num_trained_rows(self) -> int:
-        """Rows of the table that were in use in the increment before."""
-        if self._touched is not None:
-            return self._touched.num_slots
-        return len(self._moments[_TABLE]["exp_avg"]) if _TABLE in self._moments else 0
-
     def _add_penalties(self, view: TableView, gradient_RD: Tensor) -> None:
         penalties = [value for method in self.methods for value in method.penalties(self.model).values()]
         if not penalties:
@@ -366,30 +339,6 @@ class TrainStep:
         self.last_gradient_norm = float(torch.linalg.vector_norm(self._flat))
         if self.last_gradient_norm > min(bounds):
             self._flat.mul_(min(bounds) / self.last_gradient_norm)
-
-    def _collect_moments(self) -> dict[str, dict[str, Tensor]]:
-        """Adam's moments by parameter, wherever they are just now."""
-        if self._optimizer is None:
-            return self._moments
-        states = self._optimizer.state
-        return {
-            name: {key: states[value][key] for key in _MOMENTS}
-            for name, value in self._parameters.items()
-            if value in states
-        }
-
-    def _hand_over_moments(self, optimizer: torch.optim.Adam) -> None:
-        """Give a new optimizer the moments of the old; rows and parameters that are new start at zero."""
-        if not self.steps_since_fresh:
-            return
-        for name, value in self._parameters.items():
-            state: dict[str, Tensor] = {"step": torch.tensor(float(self.steps_since_fresh), device=value.device)}
-            for key in _MOMENTS:
-                old = self._moments.get(name, {}).get(key, torch.zeros(0))
-                state[key] = torch.zeros_like(value, requires_grad=False)
-                if old.ndim == value.ndim:
-                    state[key][: len(old)] = old.to(value)
-            optimizer.state[value] = state
 
 
 def _seed(device: torch.device, seed: int) -> None:

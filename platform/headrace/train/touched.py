@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.config.recipe import SampledSoftmaxConfig
-from headrace.models.build import Parts, join_chunks, row_chunks
+from headrace.models.build import Parts, row_chunks
 from headrace.objectives.negatives import Frequencies, Proposal
 from headrace.records import generator
 from headrace.train.group import Group
-from headrace.train.row_adam import RowAdam
+from headrace.train.optimizer import RowOptimizer, load_rows
 
 _TABLE = "optimizer/table"
 _FREQUENCY = "optimizer/frequency"
@@ -47,10 +47,10 @@ class TableView:
 class TouchedRows:
     """The table's side of a step in sparse mode, with all that it keeps: rows' moments, and targets' frequencies."""
 
-    def __init__(self, config: SampledSoftmaxConfig, weight_VD: Tensor, seed: int) -> None:
+    def __init__(self, config: SampledSoftmaxConfig, weight_VD: Tensor, seed: int, optimizer: RowOptimizer) -> None:
         self.config = config
         self.seed = seed
-        self.adam = RowAdam(weight_VD)
+        self.optimizer = optimizer
         self.frequencies = Frequencies(config.half_life_targets) if config.draw == "frequency" else None
         self.num_slots = 0
         """Rows of the table that are in use."""
@@ -64,7 +64,7 @@ class TouchedRows:
     def begin(self, weight_VD: Tensor, num_slots: int) -> None:
         """Before an increment's first step: ``weight_VD`` is the whole table, grown."""
         self._weight_VD, self.num_slots = weight_VD, num_slots
-        self.adam.grow(len(weight_VD))
+        self.optimizer.grow(len(weight_VD))
         self._is_touched_V = torch.zeros(len(weight_VD), dtype=torch.bool, device=weight_VD.device)
         self._before = []
         self._scored = None
@@ -109,19 +109,19 @@ class TouchedRows:
     def update(self, view: TableView, gradient_RD: Tensor, learning_rate: float, step: int) -> None:
         """One optimizer step (the ``step``-th since its birth) of the view's rows, and back into the table."""
         assert view.slot_R is not None
-        self.adam.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate, step)
+        self.optimizer.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate, step)
         self._weight_VD.index_copy_(0, view.slot_R, view.row_RD)
 
     def reset(self, slot_R: NDArray[np.int64]) -> None:
         """These rows belong to other items from now on."""
-        self.adam.reset(self._to_device(slot_R))
+        self.optimizer.reset(self._to_device(slot_R))
         if self.frequencies is not None:
             self.frequencies.reset(slot_R)
 
     def changed(self) -> list[Tensor]:
         """Weights and moments of the rows touched since ``begin``."""
         slot_R = self._is_touched_V.nonzero()[:, 0]
-        whole = (self._weight_VD, self.adam.tensors["exp_avg_sq"])
+        whole = (self._weight_VD, self.optimizer.tensors[self.optimizer.KEYS[0]])
         return [tensor.index_select(0, slot_R) for tensor in whole] if len(slot_R) else []
 
     def moved(self) -> tuple[float, float]:
@@ -137,7 +137,7 @@ class TouchedRows:
         """Named parts, cut as the model's table is."""
         parts: Parts = {}
         if self.num_slots:
-            parts |= row_chunks(_TABLE, {key: value[: self.num_slots] for key, value in self.adam.tensors.items()})
+            parts |= row_chunks(_TABLE, {key: value[: self.num_slots] for key, value in self.optimizer.tensors.items()})
         if self.frequencies is not None:
             parts[_FREQUENCY] = {"count": self.frequencies.count_V}
         return parts
@@ -145,9 +145,8 @@ class TouchedRows:
     def load(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
         """Take over what ``state`` gave."""
         if f"{_TABLE}/00000" in parts:
-            for key in RowAdam.KEYS:
-                self.adam.tensors[key] = self._to_device(join_chunks(_TABLE, key, parts))
-            self.num_slots = len(self.adam.tensors["touched_at"])
+            self.optimizer.tensors = load_rows(self.optimizer, parts)
+            self.num_slots = len(self.optimizer.tensors["touched_at"])
         if self.frequencies is not None:
             self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
 
