@@ -14,6 +14,7 @@ from typing import Any
 from headrace.serving.client import Exchange, Sessions, exchange_over
 from headrace.serving.connection import Connection
 
+
 class Met:
     """What clients met while they asked together; it grows until they have stopped."""
 
