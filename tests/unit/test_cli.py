@@ -227,6 +227,7 @@ def test_a_benchmark_is_given_its_options_and_its_result_is_written(headrace, be
         "cycles": "1-3",
         "seeds": "2",
         "sample": "1000",
+        "tuned": "4",
         "device": "cpu",
         "folder": str(tmp_path / "results"),
         "recipe": "my.toml",

@@ -9,9 +9,10 @@ import pytest
 from study_kit import WORDS, log_of, recipe_file
 
 from headrace.bench import compare
-from headrace.bench.study import forgetting
+from headrace.bench.study import forgetting, kinds
 from headrace.bench.study.answers import Answers
 from headrace.bench.study.charts import cost_chart, heat_map
+from headrace.bench.study.output import note
 from headrace.bench.study.page import build_page
 from headrace.bench.study.paired import above
 from headrace.bench.study.published import published
@@ -215,7 +216,7 @@ def study_of(folder: Path, methods, cycles=range(1, 7)) -> Study:
             for cycle in cycles:
                 made = answers(np.where(draw.random(100) < 0.5 + 0.1 * place, 1, 99))
                 figures = {voter: made.figures(voter) for voter in made.ranks}
-                row = {"seed": seed, "cycle": cycle, **figures.pop("neural"), "train_s": 2.0, **figures}
+                row = {"seed": seed, "cycle": cycle, **figures.pop("neural"), "train_s": 2.0, "queries": 100, **figures}
                 cells.put({**row, "experts": {"neural": {}, "popular": figures["popular"]}}, made)
                 scores = {metric: [0.5] * cycle for metric in forgetting.MEASURED}
                 cells.put_measured(
@@ -226,7 +227,7 @@ def study_of(folder: Path, methods, cycles=range(1, 7)) -> Study:
 
 def test_a_page_is_well_formed_and_has_only_numbers_in_its_charts(tmp_path):
     hostile = "online+columns.weight=<script>"
-    summary = Summary(study_of(tmp_path, ["online", "replay", hostile]))
+    summary = Summary(study_of(tmp_path, ["online", "replay", hostile]), kinds.cycles(4))
     page = build_page(summary, published("diginetica"), ["`headrace <bench>`"])
     tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
     svg = "{http://www.w3.org/2000/svg}"
@@ -241,7 +242,7 @@ def test_a_page_is_well_formed_and_has_only_numbers_in_its_charts(tmp_path):
 
 
 def test_the_table_tells_what_lies_above_online(tmp_path):
-    summary = Summary(study_of(tmp_path, ["online", "replay"]))
+    summary = Summary(study_of(tmp_path, ["online", "replay"]), kinds.cycles(4))
     interval = summary.above_baseline("replay")["neural", "recall@20"]
     assert interval.cycles == (5, 6)
     assert interval.low < 0.1 < interval.high
@@ -254,7 +255,7 @@ def test_the_table_tells_what_lies_above_online(tmp_path):
 
 
 def test_two_methods_are_compared_from_what_was_kept(tmp_path):
-    study_of(tmp_path, ["online", "replay"])
+    note(study_of(tmp_path, ["online", "replay"]), kinds.cycles(4), "log", [])
     made = compare.run(ours="replay", theirs="online", folder=tmp_path, cycles="2-3,9")
     assert made["neural"]["recall@20"]["cycles"] == (2, 3)
     assert made["neural"]["recall@20"]["low"] < 0.1 < made["neural"]["recall@20"]["high"]

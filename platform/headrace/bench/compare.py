@@ -9,31 +9,36 @@ from typing import Any
 
 from headrace.bench.continual import cycles_of
 from headrace.bench.output import print_table
+from headrace.bench.study.kinds import kind_of
 from headrace.bench.study.results import Study
-from headrace.bench.study.summary import VOTERS, Summary
+from headrace.bench.study.summary import Summary
 from headrace.errors import ConfigError
 
 
 def run(*, ours: str, theirs: str, folder: Path, cycles: str | None = None) -> dict[str, Any]:
     """Compare over those of ``cycles`` ("5-16"; None: all) that both were tested on. Shares; above 0: ours is above."""
-    summary = Summary(Study(folder))
+    study = Study(folder)
+    if not study.commands():
+        raise ConfigError(f"{folder} is no study: name what bench continual or stream was given as --out")
+    summary = Summary(study, kind_of(study.commands()[-1]))
+    voters = summary.kind.voters
     for name in (ours, theirs):
         if name not in summary.methods:
             raise ConfigError(f"{folder} has no {name!r}; it has {', '.join(summary.methods) or 'nothing'}")
-    wanted = range(1, summary.last + 1) if cycles is None else cycles_of(cycles)
+    wanted = summary.cycles if cycles is None else cycles_of(cycles)
     found = summary.compare(ours, theirs, wanted)
     if not found:
         raise ConfigError(
             f"{folder} has no cycle of {cycles or 'any'} that both {ours!r} and {theirs!r} were tested on"
         )
     one = next(iter(found.values()))
+    numbers = ", ".join(map(str, one.cycles))
     title = (
-        f"{ours} above {theirs}, points, 95 %: cycles {', '.join(map(str, one.cycles))}, {one.seeds} seeds, "
-        f"{one.queries} queries"
+        f"{ours} above {theirs}, points, 95 %: {summary.kind.unit}s {numbers}, {one.seeds} seeds, {one.queries} queries"
     )
-    rows = [[VOTERS[voter], metric, interval.words()] for (voter, metric), interval in found.items()]
+    rows = [[voters[voter], metric, interval.words()] for (voter, metric), interval in found.items()]
     print_table(title, ("of", "metric", "above"), rows)
-    result: dict[str, Any] = {voter: {} for voter in VOTERS}
+    result: dict[str, Any] = {voter: {} for voter in voters}
     for (voter, metric), interval in found.items():
         result[voter][metric] = interval.as_json()
     return result

@@ -6,7 +6,6 @@ folder, so that the same command goes on where it was stopped, and other methods
 Imports neither ray nor wandb.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,15 +14,13 @@ from typing import Any
 
 import torch
 
-from headrace.bench.output import commit_facts, machine_facts, print_table
-from headrace.bench.study.cycles import Cycles
-from headrace.bench.study.page import build_page
-from headrace.bench.study.progress import Progress
-from headrace.bench.study.published import published
+from headrace.bench.output import print_table
+from headrace.bench.study import kinds
+from headrace.bench.study.cycles import Cycles, weight
+from headrace.bench.study.output import means_of, note, print_means, write, write_rows
+from headrace.bench.study.progress import Cell, Progress
 from headrace.bench.study.results import Row, Study
 from headrace.bench.study.shelf import Shelf
-from headrace.bench.study.summary import SHOWN, VOTERS, Summary
-from headrace.bench.study.table import markdown
 from headrace.bench.study.variants import Variant, variant
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
@@ -44,6 +41,7 @@ def run(
     seeds: int = 1,
     device: str = "cpu",
     sample: int = 1000,
+    tuned: int = 4,
     folder: Path | None = None,
     recipe: Path = Path("jobs/recipes/diginetica.toml"),
     overrides: Sequence[str] = (),
@@ -51,27 +49,28 @@ def run(
     """Run the protocol and print a row per cycle; the result has the means of all that the folder holds.
 
     ``methods``: names joined by commas. ``cycles``: "1-4", "4,8" or "16". ``sample``: queries of each past period that
-    forgetting is measured on. ``folder``: what is done there is kept and gone on from; None: nothing is kept. Figures
-    are shares, seconds and megabytes.
+    forgetting is measured on. ``tuned``: up to which cycle settings were chosen on these very figures. ``folder``: what
+    is done there is kept and gone on from; None: nothing is kept. Figures are shares, seconds and megabytes.
     """
     wanted, words = cycles_of(cycles), [*overrides, f"feed.path={data}"]
     base = load_recipe([str(recipe)], words)
     chosen = [
         variant(name, recipe, [*words, f"seed={seed}"]) for seed in range(1, seeds + 1) for name in methods.split(",")
     ]
+    kind = kinds.cycles(tuned)
     with ExitStack() as stack:
         study = Study(folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-continual-"))))
         shelf = Shelf(base, study.folder / "log")
         if max(wanted) >= len(shelf):
             raise ConfigError(f"{data} has {len(shelf)} periods; cycles up to {max(wanted)} need {max(wanted) + 1}")
-        study.note(_command(base.run.name, methods, cycles, seeds, device, overrides))
-        progress = Progress(study, chosen, wanted)
+        options = f"--methods {methods} --cycles {cycles} --seeds {seeds} --device {device}"
+        note(study, kind, base.run.name, [options, *overrides])
+        progress = Progress(_weights(study, chosen, wanted))
         for method in chosen:
             tell = _teller(method, study, progress)
             Cycles(method, shelf, study.cells(method), torch.device(device), sample, tell).run(wanted)
-            write(study, Summary(study))
-        summary = Summary(study)
-        _print_means(summary)
+            summary = write(study, kind)
+        print_means(summary)
         return {"log": shelf.digest, "means": means_of(summary)}
 
 
@@ -88,41 +87,14 @@ def cycles_of(text: str) -> list[int]:
     return sorted(found)
 
 
-def write(study: Study, summary: Summary) -> None:
-    """The folder's tables and its page, from all that is done there."""
-    commands = study.commands()
-    about = list(dict.fromkeys(_words(command) for command in commands))
-    rows = published(commands[-1]["log"]) if commands else ()
-    study.write("results.json", _json(summary.rows))
-    study.write("forgetting.json", _json(_plain(summary)))
-    study.write("table.md", markdown(summary, rows, about))
-    study.write("report.html", build_page(summary, rows, about))
-
-
-def means_of(summary: Summary) -> dict[str, Any]:
-    """By method and span of cycles: R@20 and MRR@20 of the neural expert and of what is served; null: not run."""
-    return {
-        method: {
-            f"cycles {span}": {
-                voter: {metric: summary.mean(method, span, voter, metric) for metric in SHOWN} for voter in VOTERS
-            }
-            for span in summary.spans
-        }
-        for method in summary.methods
-    }
-
-
-def _command(
-    log: str, methods: str, cycles: str, seeds: int, device: str, overrides: Sequence[str]
-) -> dict[str, str | Any]:
-    words = " ".join([f"--methods {methods} --cycles {cycles} --seeds {seeds} --device {device}", *overrides])
-    return {"log": log, "command": f"headrace bench continual {words}", **commit_facts(), "machine": machine_facts()}
-
-
-def _words(command: Row) -> str:
-    machine, sha = command["machine"], str(command["sha"] or "no commit")[:7]
-    where = machine["accelerator"] or f"{machine['cores']} cores of {machine['processor']}"
-    return f"`{command['command']}`: {sha}{' and changes' if command['changed'] else ''}, on {where}."
+def _weights(study: Study, chosen: Sequence[Variant], wanted: Sequence[int]) -> dict[Cell, float]:
+    """Of what is not done yet."""
+    weights = {}
+    for method in chosen:
+        for cycle in wanted if method.reference == "joint" else range(1, max(wanted) + 1):
+            if not study.cells(method).has(cycle):
+                weights[method.name, method.recipe.seed, cycle] = weight(method, cycle)
+    return weights
 
 
 def _teller(method: Variant, study: Study, progress: Progress) -> Callable[[Row], None]:
@@ -135,7 +107,7 @@ def _teller(method: Variant, study: Study, progress: Progress) -> Callable[[Row]
         cells = [*_cells(str(row["cycle"]), row), progress.done(method, row["cycle"])]
         print_table(None if num_told else title, _HEADER, [cells], with_header=not num_told)
         num_told += 1
-        study.write("results.json", _json(study.rows()))
+        write_rows(study)
 
     return tell
 
@@ -144,28 +116,3 @@ def _cells(label: str, row: Row) -> list[str]:
     own = [f"{100 * row[name]:.2f}" for name in _OWN]
     blends = [f"{100 * row[blend][name]:.2f}" for blend in _BLENDS for name in ("recall@20", "mrr@20")]
     return [label, f"{row['queries']:.0f}", *own, *blends, f"{row['train_s']:.1f}"]
-
-
-def _print_means(summary: Summary) -> None:
-    for voter, words in VOTERS.items():
-        header = ("method", *(f"{metric}, {span}" for span in summary.spans for metric in ("R@20", "MRR@20")))
-        rows = []
-        for method in summary.methods:
-            means = [summary.mean(method, span, voter, metric) for span in summary.spans for metric in SHOWN]
-            rows.append([method, *("not run" if value is None else f"{100 * value:.2f}" for value in means)])
-        print_table(f"means over cycles, %: {words}", header, rows)
-
-
-def _plain(summary: Summary) -> dict[str, Any]:
-    """The matrices as lists; null where nothing was measured."""
-    return {
-        method: {
-            voter: {**found, "recall@20": [[None if x != x else x for x in row] for row in found["recall@20"].tolist()]}
-            for voter, found in by_voter.items()
-        }
-        for method, by_voter in summary.matrices.items()
-    }
-
-
-def _json(content: Any) -> str:  # noqa: ANN401 (plain JSON)
-    return json.dumps(content, indent=1, allow_nan=False)

@@ -1,115 +1,122 @@
 """``headrace bench stream``: a log with real times, in event time, through production's own increment.
 
-Each cut is scored by the version that finished the cut before it: what users would have got, provided that
-an increment takes less than a slice of event time, which is printed. Intervals are a paired bootstrap over increments.
+Each slice is answered by the version that is live when it comes: what users would have got, provided that an increment
+takes less than a slice of event time, which is printed. Methods are named as in ``headrace bench continual``; they are
+held against retrainers that work by the hour or by the day, against what was never updated, and against each counter.
+Rows are days of event time (or slices, where these are longer); what is done stays in the folder. Intervals are a
+paired bootstrap over slices. Imports neither ray nor wandb.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from headrace.bench.output import print_table
-from headrace.commit.manifest import Manifest
+from headrace.bench.study import kinds
+from headrace.bench.study.output import means_of, note, print_means, write, write_rows
+from headrace.bench.study.progress import Cell, Progress
+from headrace.bench.study.results import Row, Study
+from headrace.bench.study.shelf import Shelf
+from headrace.bench.study.stretches import DAY_S, Stretches
+from headrace.bench.study.summary import Summary
+from headrace.bench.study.variants import FROZEN, STREAM_REFERENCES, Variant, variant
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
-from headrace.records import generator
-from headrace.train.offline import peak_mb, replay
 
-_RESAMPLES = 2000
-_EVERY = 50
+_SHOWN = ("recall@20", "mrr@20", "recall@100")
 
 
 def run(
     *,
     data: Path,
     increments: int | None = None,
+    methods: str = "online",
+    seeds: int = 1,
     device: str = "cpu",
+    tuned: int = 4,
+    folder: Path | None = None,
     recipe: Path = Path("jobs/recipes/globo.toml"),
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Replay ``increments`` cuts after the warm-up (None: all) and print means weighted by query, as shares."""
-    made = load_recipe([str(recipe)], [*overrides, f"feed.path={data}"])
-    scored: list[Manifest] = []
-    for manifest in replay(made, torch.device(device), increments):
-        if manifest.facts["metrics"]["queries"]:
-            scored.append(manifest)
-        if manifest.cut % _EVERY == 0 and scored:
-            _print(f"after cut {manifest.cut}", _means(scored))
-    if not scored:
-        raise ConfigError(f"{data} gave no increment that could be scored: it needs more than the warm-up")
-    means = _means(scored)
-    live = {name: _paired(scored, name) for name in means if name != "live"}
-    _print("all increments", means, live)
-    took = [sum(m.envelope.seconds.values()) for m in scored]
+    """Follow ``increments`` slices after the warm-up (None: all), up to the end of a day; print means, as shares.
+
+    ``methods``: names joined by commas. ``tuned``: up to which day settings were chosen on these very figures.
+    ``folder``: what is done there is kept and gone on from; None: nothing is kept.
+    """
+    words = [*overrides, f"feed.path={data}"]
+    base = load_recipe([str(recipe)], words)
+    chosen = [
+        variant(name, recipe, [*words, f"seed={seed}"], STREAM_REFERENCES)
+        for seed in range(1, seeds + 1)
+        for name in methods.split(",")
+    ]
+    with ExitStack() as stack:
+        study = Study(folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-stream-"))))
+        shelf, whole = _shelf(base.feed.path, increments, Shelf(base, study.folder / "log"))
+        stretch_P = shelf.stretches(DAY_S)
+        kind = kinds.stretches("day" if len(stretch_P) > stretch_P[-1] else "slice", tuned)
+        limit = "" if increments is None else f" --increments {increments}"
+        options = f"--methods {methods}{limit} --seeds {seeds} --device {device}"
+        note(study, kind, base.run.name, [options, *overrides])
+        progress = Progress(_weights(study, chosen, range(2, int(stretch_P[-1]) + 1)))
+        for method in chosen:
+            tell = _teller(method, kind.unit, study, progress)
+            Stretches(method, shelf, study.cells(method), torch.device(device), tell).run(whole)
+            summary = write(study, kind)
+        print_means(summary)
+        return {"log": shelf.digest, "means": means_of(summary), "blend_over_best_counter": _over_counters(summary)}
+
+
+def _shelf(path: str | None, increments: int | None, whole: Shelf) -> tuple[Shelf, bool]:
+    """The slices that are followed, up to the end of a stretch, and whether that is the whole log."""
+    if len(whole) < 2:
+        raise ConfigError(f"{path} gives no slice that could be asked: it needs more than the warm-up")
+    if increments is None or increments >= len(whole) - 1:
+        return whole, True
+    stretch_P = whole.stretches(DAY_S)
+    last = int(np.flatnonzero(stretch_P == stretch_P[increments])[-1])
+    return whole.upto(last), last == len(whole) - 1
+
+
+def _weights(study: Study, chosen: Sequence[Variant], stretches: Sequence[int]) -> dict[Cell, float]:
+    """Of what is not done yet: a stretch of what is never updated is only asked."""
     return {
-        "increments": len(scored),
-        "queries": sum(m.facts["metrics"]["queries"] for m in scored),
-        "means": means,
-        "live_over": live,
-        "increment_s": {"p50": float(np.median(took)), "max": float(np.max(took))},
-        "peak_mb": peak_mb(),
-        "weights": scored[-1].facts["weights"],
+        (method.name, method.recipe.seed, number): 0.5 if method.reference == FROZEN else 1.0
+        for method in chosen
+        for number in stretches
+        if not study.cells(method).has(number)
     }
 
 
-def _values(manifest: Manifest) -> dict[str, dict[str, float]]:
-    metrics = manifest.facts["metrics"]
-    named = {name: metrics[name] for name in ("live", "learner", "frozen") if metrics[name] is not None}
-    return {**named, **metrics["experts"]}
+def _teller(method: Variant, unit: str, study: Study, progress: Progress) -> Callable[[Row], None]:
+    """Prints a few lines for each row, and keeps ``results.json`` up to date."""
+
+    def tell(row: Row) -> None:
+        figures = {"neural": row, "blend": row["blend"]}
+        figures |= {name: of for name, of in row["experts"].items() if name != "neural"}
+        took = row["increment_s"]
+        pace = f", {took['p50']:.2f} s an increment (at most {took['max']:.1f})" if took else ""
+        print_table(
+            f"{method.name}, seed {row['seed']}, {unit} {row['cycle']}: {row['queries']} queries, "
+            f"{row['train_s']:.0f} s of training{pace}; {progress.done(method, row['cycle'])}",
+            ("expert", "R@20", "MRR@20", "R@100"),
+            [[name, *(f"{100 * of[metric]:.2f}" for metric in _SHOWN)] for name, of in figures.items()],
+        )
+        write_rows(study)
+
+    return tell
 
 
-def _columns(scored: Sequence[Manifest], name: str, metric: str) -> NDArray[np.float64]:
-    return np.array([_values(m)[name][metric] for m in scored])
-
-
-def _weights(scored: Sequence[Manifest]) -> NDArray[np.float64]:
-    return np.array([m.facts["metrics"]["queries"] for m in scored], dtype=np.float64)
-
-
-def _means(scored: Sequence[Manifest]) -> dict[str, dict[str, float]]:
-    weight_K = _weights(scored)
+def _over_counters(summary: Summary) -> dict[str, Any]:
+    """By method: the counter that is best in hindsight, and how far what is served lies above it."""
+    found = {method: summary.above_best_counter(method) for method in summary.methods}
     return {
-        name: {
-            metric: float(np.average(_columns(scored, name, metric), weights=weight_K))
-            for metric in _values(scored[0])[name]
-        }
-        for name in _values(scored[0])
-        if all(name in _values(m) for m in scored)
+        method: {"counter": one[0], **{metric: interval.as_json() for (_, metric), interval in one[1].items()}}
+        for method, one in found.items()
+        if one is not None
     }
-
-
-def _paired(scored: Sequence[Manifest], name: str) -> dict[str, dict[str, float]]:
-    """How far live is above ``name``, with a 95 % interval over increments."""
-    weight_K = _weights(scored)
-    draw = generator("bench stream", name)
-    pick_SK = draw.integers(0, len(scored), (_RESAMPLES, len(scored)))
-    result = {}
-    for metric in ("recall@20", "mrr@20"):
-        above_K = _columns(scored, "live", metric) - _columns(scored, name, metric)
-        mean_S = (above_K * weight_K)[pick_SK].sum(axis=1) / weight_K[pick_SK].sum(axis=1)
-        low, high = np.percentile(mean_S, [2.5, 97.5])
-        result[metric] = {"mean": float(np.average(above_K, weights=weight_K)), "low": float(low), "high": float(high)}
-    return result
-
-
-def _print(
-    title: str, means: dict[str, dict[str, float]], live: dict[str, dict[str, dict[str, float]]] | None = None
-) -> None:
-    def above(name: str) -> str:
-        if live is None or name not in live:
-            return "-"
-        gain = live[name]["recall@20"]
-        return f"{100 * gain['mean']:+.2f} [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
-
-    print_table(
-        title,
-        ("version or expert", "R@20", "MRR@20", "R@100", "live above it, R@20"),
-        [
-            [name, *(f"{100 * value[metric]:.2f}" for metric in ("recall@20", "mrr@20", "recall@100")), above(name)]
-            for name, value in means.items()
-        ],
-    )

@@ -18,6 +18,8 @@ Study = Annotated[
     Path | None, typer.Option("--out", help="A folder that keeps what is done, with its tables.", show_default=False)
 ]
 
+Tuned = Annotated[int, typer.Option(min=0, help="Up to which row settings were chosen on these very figures.")]
+
 
 class BenchModule(Protocol):
     """What a module of ``bench/`` gives the command line."""
@@ -130,13 +132,29 @@ def bench_stream(
     data: Data,
     words: Words = None,
     increments: Annotated[
-        int | None, typer.Option(min=1, help="Cuts after the warm-up; all of the log by default.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="Slices after the warm-up, up to the end of a day; all by default.", show_default=False
+        ),
     ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names, as bench continual has them, separated by commas; beside them retrain_hourly and "
+            "retrain_daily (from scratch), retrain_hourly_warm, retrain_daily_warm, frozen."
+        ),
+    ] = "online",
+    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    tuned: Tuned = 4,
     device: str = "cpu",
-    out: Out = None,
+    out: Study = None,
 ) -> None:
-    """A log in event time: what is served against what was never updated and against each expert; imports no Ray."""
-    _bench("stream", words, out, data=data, increments=increments, device=device)
+    """A log in event time: methods against retrainers, what was never updated, and each expert; imports no Ray.
+
+    The folder keeps what is done: the same command goes on where it was stopped, and other methods join later.
+    """
+    options = {"increments": increments, "methods": methods, "seeds": seeds, "tuned": tuned, "device": device}
+    _bench("stream", words, out, data=data, **options, folder=out)
 
 
 @bench.command("staleness")
@@ -211,6 +229,7 @@ def bench_continual(
     cycles: Annotated[str, typer.Option(help="One, several such as 4,8, or a range such as 1-16.")] = "1-4",
     seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
     sample: Annotated[int, typer.Option(min=0, help="Past queries a period that forgetting is measured on.")] = 1000,
+    tuned: Tuned = 4,
     device: str = "cpu",
     out: Study = None,
 ) -> None:
@@ -218,8 +237,8 @@ def bench_continual(
 
     The folder keeps what is done: the same command goes on where it was stopped, and other methods join later.
     """
-    options = {"methods": methods, "cycles": cycles, "seeds": seeds, "sample": sample, "device": device, "folder": out}
-    _bench("continual", words, out, data=data, **options)
+    options = {"methods": methods, "cycles": cycles, "seeds": seeds, "sample": sample, "tuned": tuned}
+    _bench("continual", words, out, data=data, **options, device=device, folder=out)
 
 
 @bench.command("compare")

@@ -6,7 +6,7 @@ weights move on every 500 queries, since a test may be long. Shape legend: Q que
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.key_Q)
+
+    @property
+    def slice_Q(self) -> NDArray[np.int64]:
+        """The period in which each was asked."""
+        return self.key_Q >> 32
 
     def figures(self, name: str) -> dict[str, float | None]:
         """Every metric's mean over the queries; of new items' recall, over those whose target is one."""
@@ -130,19 +135,32 @@ def running(asked: Queries, version: Recommender, blend: Blend, config: BlendCon
     return np.concatenate(ranks)
 
 
-def answered(
-    asked: Queries, ranks: Mapping[str, NDArray[np.int64]], shelf: Shelf, catalogue: Catalogue, period: int
-) -> Answers:
-    """The answers to a period's queries, which are in ledger order."""
-    born_I = shelf.born(catalogue.raw_ids(np.arange(len(catalogue))))
-    new_T = (born_I[asked.target_T] == period - 1) if period > 1 else np.zeros(len(asked.target_T), dtype=np.bool_)
+def answered(asked: Queries, ranks: Mapping[str, NDArray[np.int64]], shelf: Shelf, new_T: NDArray[np.bool_]) -> Answers:
+    """The answers to queries in ledger order, named by the shelf's periods."""
     key_Q = (shelf.period_of(asked.shard_Q) << 32) | asked.row_Q
     return Answers(key_Q, asked.contexts.session_Q, asked.contexts.as_of_Q, asked.offset_R, new_T, dict(ranks))
 
 
-def known(asked: Queries, shelf: Shelf, catalogue: Catalogue, period: int) -> NDArray[np.int64]:
+def concatenate(parts: Sequence[Answers]) -> Answers:
+    """All of these, in this order; at least one."""
+    first = parts[0]
+    return Answers(
+        np.concatenate([part.key_Q for part in parts]),
+        np.concatenate([part.session_Q for part in parts]),
+        np.concatenate([part.ts_Q for part in parts]),
+        offsets(np.concatenate([np.diff(part.offset_R) for part in parts])),
+        np.concatenate([part.new_T for part in parts]),
+        {name: np.concatenate([part.ranks[name] for part in parts]) for name in first.ranks},
+    )
+
+
+def born(shelf: Shelf, catalogue: Catalogue) -> NDArray[np.int64]:
+    """The period in which each item of the catalogue, by number, is first met."""
+    return shelf.born(catalogue.raw_ids(np.arange(len(catalogue))))
+
+
+def known(asked: Queries, born_I: NDArray[np.int64], period: int) -> NDArray[np.int64]:
     """The queries that the protocol asks: a context item and a target were met before this period."""
-    born_I = shelf.born(catalogue.raw_ids(np.arange(len(catalogue))))
     contexts = asked.contexts
     context_Q = _any(born_I[contexts.item_T] < period, contexts.offset_R)
     return np.flatnonzero(context_Q & _any(born_I[asked.target_T] < period, asked.offset_R))

@@ -10,17 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headrace.bench.study import forgetting
-from headrace.bench.study.answers import NEURAL, RUNNING, Answers, Blend, answered, in_order, known, running
+from headrace.bench.study.answers import (
+    NEURAL,
+    RUNNING,
+    Answers,
+    Blend,
+    answered,
+    born,
+    in_order,
+    known,
+    running,
+)
 from headrace.bench.study.results import Cells, Row
 from headrace.bench.study.shelf import Shelf
-from headrace.bench.study.variants import WINDOW_PERIODS, Variant
+from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_asked
 from headrace.blend.calibration import Calibration
 from headrace.blend.weights import Weights
 from headrace.commit.manifest import Manifest
@@ -58,7 +67,7 @@ class Cycles:
     ) -> None:
         self._variant, self._shelf, self._cells = variant, shelf, cells
         self._device, self._sample, self._tell = device, sample, tell
-        self._recipe = _recipe_of(variant)
+        self._recipe = as_asked(variant)
         self._samples: dict[int, Queries] = {}
 
     def run(self, cycles: Collection[int]) -> None:
@@ -86,7 +95,7 @@ class Cycles:
                 self._measure(cycle, version)
                 asked = in_order(queries_of(part, state))
                 put = self._putting(cycle, asked, state, running(asked, version, blend, self._recipe.blend))
-                if cycle == last or self._variant.reference == "frozen":  # else the increment scores the same
+                if cycle == last or self._variant.reference == FROZEN:  # else the increment scores the same
                     put(score(asked, version, version, None, Solo().gather))
                     put = None
             if cycle and self._variant.fresh_optimizer:
@@ -102,20 +111,19 @@ class Cycles:
             self._keep_samples(range(cycle), whole, state)
             learner.train(whole)
         assert state.learner is not None
-        blend = _carried(self._cells, cycle) or Blend(state.weights, state.calibration)
+        blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration)
         version = blend.of(state.learner)
         self._measure(cycle, version)
         asked = in_order(queries_of(self._by_period(self._shelf.part(cycle)), state))
         moving_T = running(asked, version, blend, self._recipe.blend)
         scored = score(asked, version, version, None, Solo().gather)
         blend = blend.moved(scored.probability, scored.slope, self._recipe.blend)
-        kept = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
-        self._cells.put_blend(cycle, kept)
+        self._cells.put_blend(cycle, blend)
         self._putting(cycle, asked, state, moving_T)(scored)
 
     def _answering(self, state: LearnerState) -> tuple[Recommender, Blend]:
         """The version that is tested, and its blend before the test."""
-        if self._variant.reference == "frozen":
+        if self._variant.reference == FROZEN:
             assert state.frozen is not None
             counters = [expert.name for expert in state.frozen.experts]
             return state.frozen, Blend(Weights.even(counters), Calibration.plain(counters))
@@ -132,8 +140,9 @@ class Cycles:
         def put(scored: Scored) -> None:
             ranks = {name: rank_T for name, rank_T in scored.ranks.items() if name not in _VERSIONS}
             ranks |= {BLEND: scored.ranks["learner"], RUNNING: moving_T}
-            answers = answered(asked, ranks, self._shelf, state.catalogue, cycle)
-            answers = answers.take(known(asked, self._shelf, state.catalogue, cycle))
+            born_I = born(self._shelf, state.catalogue)
+            is_new_T = (born_I[asked.target_T] == cycle - 1) & (cycle > 1)
+            answers = answered(asked, ranks, self._shelf, is_new_T).take(known(asked, born_I, cycle))
             row = _row(self._cells.seed, cycle, answers, trained)
             self._cells.put(row, answers)
             self._tell(row)
@@ -173,6 +182,17 @@ class Cycles:
         return replace(part, rows=replace(part.rows, session_N=session_N))
 
 
+def weight(variant: Variant, cycle: int) -> float:
+    """About how long a cycle takes, in tests: a test takes as long as the training of one period, more or less."""
+    train = variant.recipe.train
+    warmup = train.warmup_epochs / max(train.epochs, 1)
+    if variant.reference == "joint":
+        return 1.0 + warmup * cycle
+    if cycle == 1:
+        return 1.0 + warmup
+    return 1.0 + {None: 1, "joint_warm": cycle, "window": min(cycle, WINDOW_PERIODS), FROZEN: 0}[variant.reference]
+
+
 class _LookingBack(LocalReplay):
     """A retrainer's past: every increment trains on all examples of the last ``periods``, its own among them.
 
@@ -201,31 +221,10 @@ def _looking_back(variant: Variant, store: Store) -> LocalReplay | None:
             return None
 
 
-def _recipe_of(variant: Variant) -> Recipe:
-    """The method's recipe, as the protocol asks it: all queries, and no version beside it that nobody reads."""
-    recipe = variant.recipe
-    changes: dict[str, Any] = {"max_queries": "all", "frozen_every": 10**9}
-    if variant.reference == "frozen":
-        changes["max_queries"] = 1
-        train = recipe.train.model_copy(update={"epochs": 0})
-        recipe = recipe.model_copy(update={"train": train, "gate": recipe.gate.model_copy(update={"window": 0})})
-    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changes)})
-
-
 def _without_moments(state: LearnerState) -> TrainStep:
     """The learner's step with an optimizer that has done nothing yet."""
     step, recipe = state.step, state.recipe
     return TrainStep(step.model, step.objective, state.methods, recipe.train, step.group, recipe.seed)
-
-
-def _carried(cells: Cells, cycle: int) -> Blend | None:
-    """The blend after the newest cycle before this one that was run."""
-    kept = cells.blend()
-    before = max((int(done) for done in kept if int(done) < cycle), default=None)
-    if before is None:
-        return None
-    blend = kept[str(before)]
-    return Blend(Weights.from_mapping(blend["weights"]), Calibration.from_state(blend["calibration"]))
 
 
 def _row(seed: int, cycle: int, answers: Answers, trained: Manifest) -> Row:

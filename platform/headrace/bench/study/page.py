@@ -11,7 +11,7 @@ import numpy as np
 from headrace.bench.study.answers import NEURAL
 from headrace.bench.study.charts import STYLE, cost_chart, heat_map
 from headrace.bench.study.published import Published
-from headrace.bench.study.summary import SHOWN, VOTERS, Summary
+from headrace.bench.study.summary import SHOWN, Summary
 from headrace.tracking.charts import Line, lines_chart
 from headrace.tracking.html import data_table, legend_list, section, whole
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS
@@ -25,13 +25,13 @@ _NOTE = "In %, mean over seeds; the band is as wide as the range of seeds. Dotte
 def build_page(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
     """The whole page; ``about`` are lines that say how it was made."""
     css = _colours(summary.methods)
-    body = ["<h1>Continual recall, cycle by cycle</h1>", *(f"<p>{escape(line)}</p>" for line in about)]
-    for voter, words in VOTERS.items():
+    body = [f"<h1>{escape(summary.kind.title)}</h1>", *(f"<p>{escape(line)}</p>" for line in about)]
+    for voter, words in summary.kind.voters.items():
         body.append(_means(summary, voter, f"{words[0].upper()}{words[1:]}"))
         body += [_curves(summary, voter, metric, words, published, css) for metric in SHOWN]
         body.append(_costs(summary, voter, words, css))
     body += _matrices(summary)
-    return whole("Continual recall", body, style=STYLE)
+    return whole(summary.kind.title, body, style=STYLE)
 
 
 def _means(summary: Summary, voter: str, heading: str) -> str:
@@ -46,11 +46,12 @@ def _means(summary: Summary, voter: str, heading: str) -> str:
         intervals = [above[voter, metric].words() if above else "" for metric in SHOWN]
         spent = _NOT_RUN if seconds is None else f"{seconds:,.0f}"
         rows.append([method, f"{len(summary.seeds(method))}", *figures, spent, *intervals])
-    over = spans[min(1, len(spans) - 1)]
+    kind = summary.kind
+    over, resampled = ("all queries", "slices") if kind.by_query else (f"{kind.unit}s", "sessions")
     note = (
-        f"In %, means over seeds, then over cycles ({', '.join(map(str, spans))}); settings were chosen on the first. "
-        f"The last columns: points above online on cycles {over}, on the same queries, with a 95 % interval over "
-        "sessions and seeds."
+        f"In %, means over seeds, then over {over} ({kind.unit}s {', '.join(map(str, spans))}); settings were chosen "
+        f"on the first of these. The last columns: points above online on {kind.unit}s {summary.reported}, on the same "
+        f"queries, with a 95 % interval over {resampled} and seeds."
     )
     return section(heading, note, "", data_table(header, rows, numbers=range(1, len(header))))
 
@@ -58,36 +59,35 @@ def _means(summary: Summary, voter: str, heading: str) -> str:
 def _curves(
     summary: Summary, voter: str, metric: str, words: str, published: Sequence[Published], css: Mapping[str, str]
 ) -> str:
-    cycles = range(1, summary.last + 1)
+    unit = summary.kind.unit
     lines = [Line(method, css[method], _curve(summary, method, voter, metric)) for method in summary.methods]
     if metric == "recall@20":
         lines += [
             Line(f"{row.name} *", "published", _plain(floats(row.by_cycle[: summary.last])))
             for row in published
-            if len(row.by_cycle) >= summary.last
+            if len(row.by_cycle) >= summary.last > 0
         ]
     legend = legend_list((line.name, line.css, _last(line.curve.mean_C)) for line in lines)
-    heading = f"{_WORDS[metric]} by cycle: {words}"
-    return section(heading, _NOTE, legend, lines_chart(list(cycles), lines, "%", axis="cycle"))
+    heading = f"{_WORDS[metric]} by {unit}: {words}"
+    return section(heading, _NOTE, legend, lines_chart(list(summary.cycles), lines, "%", axis=unit))
 
 
 def _curve(summary: Summary, method: str, voter: str, metric: str) -> Curve:
     low_C, high_C = (floats(bound) for bound in zip(*summary.ranges(method, voter, metric), strict=True))
-    cycles = range(1, summary.last + 1)
-    return Curve(100 * floats([summary.at(method, cycle, voter, metric) for cycle in cycles]), 50 * (high_C - low_C))
+    mean_C = floats([summary.at(method, cycle, voter, metric) for cycle in summary.cycles])
+    return Curve(100 * mean_C, 50 * (high_C - low_C))
 
 
 def _costs(summary: Summary, voter: str, words: str, css: Mapping[str, str]) -> str:
     paths = {}
     for method in summary.methods:
         points = [
-            (summary.seconds(method, cycle), summary.at(method, cycle, voter, "recall@20"))
-            for cycle in range(1, summary.last + 1)
+            (summary.seconds(method, cycle), summary.at(method, cycle, voter, "recall@20")) for cycle in summary.cycles
         ]
         known = np.array([point for point in points if None not in point], dtype=np.float64).reshape(-1, 2)
         value_K = 100 * np.cumsum(known[:, 1]) / np.arange(1, len(known) + 1)
         paths[method] = (np.maximum(known[:, 0], 0.1), value_K)
-    note = "Mean of the cycles so far, in %, against the seconds of training that they took together."
+    note = f"Mean of the {summary.kind.unit}s so far, in %, against the seconds of training that they took together."
     chart = cost_chart(paths, css, "s, log", "%")
     return section(f"Recall@20 against training time: {words}", note, "", chart)
 

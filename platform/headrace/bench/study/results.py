@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.bench.study.answers import Answers
+from headrace.bench.study.answers import Answers, Blend
 from headrace.bench.study.variants import Variant, folder_of
+from headrace.blend.calibration import Calibration
+from headrace.blend.weights import Weights
 from headrace.clock import wall_ms
 from headrace.config.load import dump_recipe, read_resolved
 from headrace.config.recipe import Recipe
@@ -64,6 +66,10 @@ class Cells:
         """Whether this cycle was tested."""
         return self._row(cycle).is_file()
 
+    def row(self, cycle: int) -> Row | None:
+        """Its figures; None where it was not tested."""
+        return json.loads(self._row(cycle).read_text()) if self.has(cycle) else None
+
     def put(self, row: Row, answers: Answers) -> None:
         """A cycle is tested; the row comes last, since it says that the cycle is done."""
         answers.save(self.ranks(row["cycle"]))
@@ -81,14 +87,22 @@ class Cells:
         """The learner of this test has answered past queries."""
         _write(self.measured(cycle), json.dumps({"method": self.method, **row}))
 
-    def blend(self) -> dict[str, Any]:
-        """What ``put_blend`` kept, by cycle."""
+    def blend(self, cycle: int) -> Blend | None:
+        """What ``put_blend`` kept of the newest cycle before this one; None where there is none."""
+        before = {int(done): kept for done, kept in self._blends().items() if int(done) < cycle}
+        if not before:
+            return None
+        kept = before[max(before)]
+        return Blend(Weights.from_mapping(kept["weights"]), Calibration.from_state(kept["calibration"]))
+
+    def put_blend(self, cycle: int, blend: Blend) -> None:
+        """The blend after a cycle, for learners that have no store to keep it in."""
+        kept = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
+        _write(self.run / "blend.json", json.dumps({**self._blends(), str(cycle): kept}))
+
+    def _blends(self) -> dict[str, Any]:
         path = self.run / "blend.json"
         return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-    def put_blend(self, cycle: int, blend: Mapping[str, Any]) -> None:
-        """Weights and temperatures after a cycle, for learners that have no store to keep them in."""
-        _write(self.run / "blend.json", json.dumps({**self.blend(), str(cycle): blend}))
 
     def _row(self, cycle: int) -> Path:
         return self._folder / "rows" / self._place / f"cycle-{cycle:03d}.json"

@@ -5,9 +5,12 @@ and recorded as in production; what a cut takes is made from the ledger's record
 """
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,15 @@ _NO_CUT = -1
 _WAIT_S = 0.2
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """A shard's rows, and when they happened."""
+
+    rows: RowRange
+    first_ms: int
+    last_ms: int
+
+
 class Shelf:
     """The periods of a log: period 0 is what the warm-up takes (``feed.warmup_shards``), then one shard each.
 
@@ -45,32 +57,70 @@ class Shelf:
         store = Store(str(folder / "ledger"))
         _land_once(recipe, store, folder)
         self._reader = LedgerReader(store)
-        shards = [entry for entry in self._reader.entries() if isinstance(entry, Shard) and entry.duplicate_of is None]
-        rows = [RowRange(shard.number, 0, shard.num_rows, len(shard.dropped.rows)) for shard in shards]
-        rows = [part for part in rows if part.num_rows]
+        landed = [entry for entry in self._reader.entries() if isinstance(entry, Shard) and entry.duplicate_of is None]
+        shards = [
+            _Shard(RowRange(one.number, 0, one.num_rows, len(one.dropped.rows)), one.first_ts, one.last_ts)
+            for one in landed
+        ]
+        shards = [shard for shard in shards if shard.rows.num_rows]
         warmup = recipe.feed.warmup_shards
-        self._ranges = [rows[:warmup], *([part] for part in rows[warmup:])] if len(rows) >= warmup else []
-        self.digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+        self._periods = [shards[:warmup], *([shard] for shard in shards[warmup:])] if len(shards) >= warmup else []
+        self.digest = hashlib.sha256("".join(one.sha256 for one in landed).encode()).hexdigest()
         """Of the log's content, as it was cut into shards."""
 
     def __len__(self) -> int:
         """Periods."""
-        return len(self._ranges)
+        return len(self._periods)
 
     def part(self, period: int) -> CutRows:
         """The rows of one period, as the cut of that number."""
-        before = sum(part.num_rows for ranges in self._ranges[:period] for part in ranges)
-        return self._rows(period, self._ranges[period], before)
+        before = sum(shard.rows.num_rows for shards in self._periods[:period] for shard in shards)
+        return self._rows(period, self._periods[period], before)
 
     def first(self, num_periods: int, since: int = 0) -> CutRows:
         """The rows of the first periods (from ``since`` on) together, as a warm-up."""
-        return self._rows(0, [part for ranges in self._ranges[since:num_periods] for part in ranges], 0)
+        return self._rows(0, [shard for shards in self._periods[since:num_periods] for shard in shards], 0)
 
     def period_of(self, shard_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The period that each row's shard belongs to."""
-        shard_P = np.array([part.shard for ranges in self._ranges for part in ranges])
-        period_P = np.array([period for period, ranges in enumerate(self._ranges) for _ in ranges])
+        shard_P = np.array([shard.rows.shard for shards in self._periods for shard in shards])
+        period_P = np.array([period for period, shards in enumerate(self._periods) for _ in shards])
         return np.asarray(period_P[np.searchsorted(shard_P, shard_N)])
+
+    @property
+    def first_ms(self) -> NDArray[np.int64]:
+        """When each period begins, event time."""
+        return np.array([shards[0].first_ms for shards in self._periods], dtype=np.int64)
+
+    def since(self, period: int, span_s: int | None) -> int:
+        """The oldest period that reaches into the last ``span_s`` seconds before this one; None: period 0."""
+        oldest_ms = -math.inf if span_s is None else self._periods[period][0].first_ms - span_s * 1000
+        return next(at for at, shards in enumerate(self._periods) if shards[-1].last_ms >= oldest_ms)
+
+    def stretches(self, span_s: int) -> NDArray[np.int64]:
+        """Which stretch of event time each period lies in: 1 the warm-up, then 2, 3, .. for those that have events."""
+        span = (self.first_ms[1:] - self.first_ms[1:2]) // (span_s * 1000)
+        return np.concatenate([[1], 2 + np.unique(span, return_inverse=True)[1]]).astype(np.int64)
+
+    def grouped(self, span_s: int) -> "Shelf":
+        """The same log with a period for each stretch."""
+        number_P = self.stretches(span_s)
+        return self._with(
+            [
+                [shard for period in np.flatnonzero(number_P == number) for shard in self._periods[period]]
+                for number in range(1, int(number_P[-1]) + 1)
+            ]
+        )
+
+    def upto(self, last: int) -> "Shelf":
+        """The same log as if it ended after this period."""
+        return self._with(self._periods[: last + 1])
+
+    def _with(self, periods: list[list[_Shard]]) -> "Shelf":
+        other = copy(self)
+        other.__dict__.pop("_born", None)
+        other._periods = periods
+        return other
 
     def born(self, raw: Sequence[Any]) -> NDArray[np.int64]:
         """The period in which each item, by raw id, is first met; beyond the last for unknown ones."""
@@ -79,20 +129,20 @@ class Shelf:
     @cached_property
     def _born(self) -> dict[Any, int]:
         born: dict[Any, int] = {}
-        for period, ranges in enumerate(self._ranges):
-            for item in cut_items(self._reader, self._cut(period, ranges, 0), self._columns).tolist():
+        for period, shards in enumerate(self._periods):
+            for item in cut_items(self._reader, self._cut(period, shards, 0), self._columns).tolist():
                 born.setdefault(item, period)
         return born
 
-    def _rows(self, number: int, ranges: Sequence[RowRange], before: int) -> CutRows:
-        return cut_rows(self._reader, self._cut(number, ranges, before), self._columns, range(KEY_GROUPS))
+    def _rows(self, number: int, shards: Sequence[_Shard], before: int) -> CutRows:
+        return cut_rows(self._reader, self._cut(number, shards, before), self._columns, range(KEY_GROUPS))
 
     @staticmethod
-    def _cut(number: int, ranges: Sequence[RowRange], before: int) -> Cut:
-        num_rows = sum(part.num_rows for part in ranges)
+    def _cut(number: int, shards: Sequence[_Shard], before: int) -> Cut:
+        num_rows = sum(shard.rows.num_rows for shard in shards)
         return Cut(
             number=number,
-            ranges=tuple(ranges),
+            ranges=tuple(shard.rows for shard in shards),
             num_rows=num_rows,
             events_in=before + num_rows,
             duplicate=0,

@@ -1,24 +1,21 @@
 """A study's figures as tables read them: means over seeds and cycles, and what was not run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from headrace.bench.study import forgetting
-from headrace.bench.study.answers import NEURAL, RUNNING, Answers
+from headrace.bench.study.answers import NEURAL, Answers
+from headrace.bench.study.kinds import Kind
 from headrace.bench.study.paired import Figure, Interval, above
 from headrace.bench.study.results import Row, Study
+from headrace.recommend.recommender import BLEND
 
-VOTERS = {NEURAL: "the neural expert alone", RUNNING: "what is served: the blend, its weights moving inside a cycle"}
-"""Every table is given for each of them."""
 SHOWN = ("recall@20", "mrr@20")
-_BASELINE = "online"
-_TUNED_ON = 4
-"""Cycles that settings may have been chosen on."""
-_FIGURES: tuple[Figure, ...] = tuple((voter, metric) for voter in VOTERS for metric in SHOWN)
+BASELINE = "online"
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,9 @@ class Span:
 class Summary:
     """Everything that is done in a study's folder."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, kind: Kind) -> None:
         self._study = study
+        self.kind = kind
         self.rows = study.rows()
         self._above: dict[str, dict[Figure, Interval]] = {}
 
@@ -53,13 +51,27 @@ class Summary:
     @property
     def last(self) -> int:
         """The last cycle that any method was tested on."""
-        return max((row["cycle"] for rows in self.rows.values() for row in rows), default=0)
+        return max((row["cycle"] for rows in self.rows.values() for row in rows), default=self.kind.first - 1)
+
+    @property
+    def cycles(self) -> range:
+        """All that there may be rows of."""
+        return range(self.kind.first, self.last + 1)
 
     @property
     def spans(self) -> list[Span]:
         """What means are taken over: the cycles that settings were tuned on, the others, and all."""
-        whole = Span(1, self.last)
-        return [Span(1, _TUNED_ON), Span(_TUNED_ON + 1, self.last), whole] if self.last > _TUNED_ON else [whole]
+        first, tuned, last = self.kind.first, self.kind.tuned, self.last
+        return (
+            [Span(first, tuned), Span(tuned + 1, last), Span(first, last)]
+            if first <= tuned < last
+            else [Span(first, last)]
+        )
+
+    @property
+    def reported(self) -> Span:
+        """What nothing was tuned on; all where there is nothing else."""
+        return self.spans[min(1, len(self.spans) - 1)]
 
     def seeds(self, method: str) -> list[int]:
         """That have a row at all."""
@@ -75,18 +87,21 @@ class Summary:
         found: dict[int, list[float]] = {}
         for row in self.rows[method]:
             found.setdefault(row["cycle"], []).append(_figures(row, voter)[metric])
-        cycles = range(1, self.last + 1)
-        return [(min(found[cycle]), max(found[cycle])) if cycle in found else (None, None) for cycle in cycles]
+        return [(min(found[cycle]), max(found[cycle])) if cycle in found else (None, None) for cycle in self.cycles]
 
     def mean(self, method: str, span: Span, voter: str, metric: str) -> float | None:
-        """Plain mean over the span's cycles; None unless all were run."""
+        """Over the span's cycles, as the kind of study says; None unless all were run."""
         found = [self.at(method, cycle, voter, metric) for cycle in span.cycles]
-        return float(np.mean([value for value in found if value is not None])) if None not in found else None
+        if not found or None in found:
+            return None
+        queries = {row["cycle"]: row["queries"] for row in self.rows[method]}
+        weights = [queries[cycle] if self.kind.by_query else 1 for cycle in span.cycles]
+        return float(np.average(np.array(found, dtype=np.float64), weights=weights))
 
     def seconds(self, method: str, cycle: int) -> float | None:
         """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run."""
         total = 0.0
-        for before in range(1, cycle + 1):
+        for before in range(self.kind.first, cycle + 1):
             found = [row["train_s"] for row in self.rows[method] if row["cycle"] == before]
             if not found:
                 return None
@@ -102,7 +117,7 @@ class Summary:
         """By method and voter ("neural", "blend"): the mean matrix of R@20 over seeds, and its two figures."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
         for method, by_seed in self._study.forgetting().items():
-            for voter in (NEURAL, "blend"):
+            for voter in (NEURAL, BLEND):
                 scores = [forgetting.matrix(rows, voter, "recall@20") for rows in by_seed.values()]
                 size = max(len(score_IJ) for score_IJ in scores)
                 mean_IJ = np.mean([score_IJ for score_IJ in scores if len(score_IJ) == size], axis=0)
@@ -121,11 +136,32 @@ class Summary:
 
     def above_baseline(self, method: str) -> Mapping[Figure, Interval]:
         """How far it lies above ``online`` on the cycles that nothing was tuned on; nothing without them."""
-        if method == _BASELINE or _BASELINE not in self.rows:
+        if method == BASELINE or BASELINE not in self.rows:
             return {}
         if method not in self._above:
-            self._above[method] = self.compare(method, _BASELINE, self.spans[min(1, len(self.spans) - 1)].cycles)
+            self._above[method] = self.compare(method, BASELINE, self.reported.cycles)
         return self._above[method]
+
+    def best_counter(self, method: str, span: Span) -> str | None:
+        """The counter with the highest R@20 of all, chosen in hindsight."""
+        means = {name: self.mean(method, span, name, "recall@20") for name in self.counters(method)}
+        known = {name: value for name, value in means.items() if value is not None}
+        return max(known, key=known.__getitem__) if known else None
+
+    def above_best_counter(self, method: str) -> tuple[str, Mapping[Figure, Interval]] | None:
+        """The best counter, and how far what is served lies above it on the cycles that nothing was tuned on."""
+        served, counter = list(self.kind.voters)[-1], self.best_counter(method, self.reported)
+        if counter is None:
+            return None
+        done = self._done(method, self.seeds(method)[0]) & {*self.reported.cycles}
+        seeds = [seed for seed in self.seeds(method) if self._done(method, seed) >= done]
+        tests = {cycle: [self._study.ranks(method, seed, cycle) for seed in seeds] for cycle in sorted(done)}
+        theirs = {
+            cycle: [replace(one, ranks={served: one.ranks[counter]}) for one in answers]
+            for cycle, answers in tests.items()
+        }
+        figures = [(served, metric) for metric in SHOWN]
+        return counter, above(tests, theirs, figures, by_query=self.kind.by_query, by_slice=self.kind.by_slice)
 
     def compare(self, ours: str, theirs: str, cycles: Sequence[int]) -> dict[Figure, Interval]:
         """Paired intervals over those of these cycles that both have with their first common seed.
@@ -139,7 +175,11 @@ class Summary:
         def tests(method: str) -> dict[int, list[Answers]]:
             return {cycle: [self._study.ranks(method, seed, cycle) for seed in seeds] for cycle in done[common[0]]}
 
-        return above(tests(ours), tests(theirs), _FIGURES) if common else {}
+        if not common:
+            return {}
+        figures = [(voter, metric) for voter in self.kind.voters for metric in SHOWN]
+        kind = self.kind
+        return above(tests(ours), tests(theirs), figures, by_query=kind.by_query, by_slice=kind.by_slice)
 
     def _done(self, method: str, seed: int) -> set[int]:
         return {row["cycle"] for row in self.rows[method] if row["seed"] == seed}

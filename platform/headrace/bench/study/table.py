@@ -4,22 +4,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from headrace.bench.study.answers import NEURAL
 from headrace.bench.study.published import Published
-from headrace.bench.study.summary import SHOWN, VOTERS, Summary
+from headrace.bench.study.summary import SHOWN, Summary
 
 NOT_RUN = "*not run*"
 
 
 def markdown(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
     """The whole page; ``about`` are lines that say how it was made."""
-    parts = ["# Continual recall, cycle by cycle", "", *(f"- {line}" for line in about), ""]
-    for voter, words in VOTERS.items():
-        parts += _section(
-            f"{words[0].upper()}{words[1:]}", _means(summary, voter, published if voter == NEURAL else ())
-        )
-    for voter, words in VOTERS.items():
-        parts += _section(f"By cycle: {words}", _by_cycle(summary, voter))
+    parts = [f"# {summary.kind.title}", "", *(f"- {line}" for line in about), ""]
+    for voter, words in summary.kind.voters.items():
+        rows = published if voter == NEURAL else ()
+        parts += _section(f"{words[0].upper()}{words[1:]}", _means(summary, voter, rows))
+    for voter, words in summary.kind.voters.items():
+        parts += _section(f"By {summary.kind.unit}: {words}", _by_cycle(summary, voter))
     parts += _section("Each counter alone", _counters(summary))
-    parts += _section("Forgetting, R@20 in points", _forgetting(summary))
+    parts += _section(f"What is served, over the best counter, {summary.kind.unit}s {summary.reported}", _best(summary))
+    if summary.matrices:
+        parts += _section("Forgetting, R@20 in points", _forgetting(summary))
     return "\n".join(parts)
 
 
@@ -28,10 +29,9 @@ def _section(heading: str, lines: Iterable[str]) -> list[str]:
 
 
 def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iterator[str]:
-    spans = summary.spans
-    over = spans[min(1, len(spans) - 1)]
-    header = ["method", "seeds", *(f"cycles {span}" for span in spans), "training, s"]
-    header += [f"over online, cycles {over}: R@20 [95 %]", "MRR@20 [95 %]"]
+    spans, unit = summary.spans, summary.kind.unit
+    header = ["method", "seeds", *(f"{unit}s {span}" for span in spans), "training, s"]
+    header += [f"over online, {unit}s {summary.reported}: R@20 [95 %]", "MRR@20 [95 %]"]
     rows = []
     for method in summary.methods:
         pairs = [_pair([summary.mean(method, span, voter, metric) for metric in SHOWN]) for span in spans]
@@ -43,18 +43,18 @@ def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iter
     for row in published:
         pair = f"{row.recall_at_20:.2f} / {row.mrr_at_20:.2f}"
         rows.append([f"published: {row.name}", *[""] * len(spans), pair, "", "", ""])
-    yield "R@20 / MRR@20 in %; means over seeds, then over cycles. Settings were chosen on the first of these spans.\n"
+    over = "all queries" if summary.kind.by_query else f"{unit}s"
+    yield f"R@20 / MRR@20 in %; means over seeds, then over {over}. Settings were chosen on the first of these spans.\n"
     yield from _table(header, rows)
 
 
 def _by_cycle(summary: Summary, voter: str) -> Iterator[str]:
-    cycles = range(1, summary.last + 1)
     rows = []
     for method in summary.methods:
-        values = [[summary.at(method, cycle, voter, metric) for metric in SHOWN] for cycle in cycles]
+        values = [[summary.at(method, cycle, voter, metric) for metric in SHOWN] for cycle in summary.cycles]
         rows.append([method, *(_pair(pair) for pair in values)])
     yield "R@20 / MRR@20 in %, means over seeds.\n"
-    yield from _table(["method", *(str(cycle) for cycle in cycles)], rows)
+    yield from _table(["method", *(str(cycle) for cycle in summary.cycles)], rows)
 
 
 def _counters(summary: Summary) -> Iterator[str]:
@@ -66,7 +66,18 @@ def _counters(summary: Summary) -> Iterator[str]:
             if counter not in told and None not in values:
                 told.add(counter)
                 rows.append([counter, method, *(f"{100 * value:.2f}" for value in values if value is not None)])
-    yield from _table(["counter", "in", f"R@20, cycles {whole}", "MRR@20", "R@100"], rows)
+    yield from _table(["counter", "in", f"R@20, {summary.kind.unit}s {whole}", "MRR@20", "R@100"], rows)
+
+
+def _best(summary: Summary) -> Iterator[str]:
+    """The counter with the highest R@20 of all in these rows, chosen in hindsight, on the same queries."""
+    rows = []
+    for method in summary.methods:
+        if (found := summary.above_best_counter(method)) is not None:
+            counter, intervals = found
+            rows.append([method, counter, *(interval.words() for interval in intervals.values())])
+    yield "Points above the counter that is best in hindsight, on the same queries, with a 95 % interval.\n"
+    yield from _table(["method", "best counter", "R@20 [95 %]", "MRR@20 [95 %]"], rows)
 
 
 def _forgetting(summary: Summary) -> Iterator[str]:

@@ -4,11 +4,11 @@ A part is a kind of method or of expert that recipes know, with settings after c
 override of the recipe ("train.epochs=6"). What the recipe says of a kind holds unless the name says otherwise; its
 ``online`` section is always in, since warm-up and guard are no method. "default" is the recipe as it stands. Endings:
 "-fresh" starts the learner's optimizer afresh at every cycle (an update gone wrong), "-untested" switches the
-sequential test off, which would roll such an update back. References go their own ways, see ``REFERENCES``.
+sequential test off, which would roll such an update back. References go their own ways.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,14 +17,20 @@ from headrace.config.load import load_recipe
 from headrace.config.recipe import ExpertConfig, MethodConfig, Recipe
 from headrace.errors import ConfigError
 
-REFERENCES = {
-    "joint": "from scratch, on everything so far, at every cycle",
-    "joint_warm": "goes on from the cycle before, on everything so far",
-    "window": "goes on from the cycle before, on the last four periods",
-    "frozen": "never updated after the warm-up, its counters neither",
-}
-"""Retrainers, and what was never updated."""
+FROZEN = "frozen"
+"""Never updated after the warm-up, its counters neither."""
+CYCLE_REFERENCES = ("joint", "joint_warm", "window", FROZEN)
+"""Retrainers of the protocol: from scratch on everything so far; from the cycle before on everything so far; from the
+cycle before on the last four periods."""
 WINDOW_PERIODS = 4
+STREAM_REFERENCES = {
+    "retrain_hourly": (3600, True),
+    "retrain_hourly_warm": (3600, False),
+    "retrain_daily": (86400, True),
+    "retrain_daily_warm": (86400, False),
+    FROZEN: (None, False),
+}
+"""Retrainers in event time: seconds from one training to the next, and whether each begins from scratch."""
 _FRESH, _UNTESTED = "-fresh", "-untested"
 
 
@@ -35,7 +41,7 @@ class Variant:
     name: str
     recipe: Recipe
     reference: str | None
-    """One of ``REFERENCES``; None: a learner that follows the log."""
+    """The name of a reference; None: a learner that follows the log."""
     fresh_optimizer: bool
 
     @property
@@ -49,17 +55,33 @@ def folder_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)
 
 
-def variant(name: str, recipe: Path, overrides: Sequence[str] = ()) -> Variant:
-    """The method of this name, on this recipe; ConfigError where a part is unknown."""
+def variant(
+    name: str, recipe: Path, overrides: Sequence[str] = (), references: Collection[str] = CYCLE_REFERENCES
+) -> Variant:
+    """The method of this name, on this recipe; ConfigError where a part is unknown.
+
+    ``references`` are the names that the study gives to what its methods are held against.
+    """
     base = load_recipe([str(recipe)], overrides)
     stem, ends = _endings(name)
     words = list(overrides)
     if stem != "default":
-        words += _words([] if stem in REFERENCES else stem.split("+"), base, name)
+        words += _words([] if stem in references else stem.split("+"), base, name, references)
     if _UNTESTED in ends:
         words.append("gate.window=0")
     made = load_recipe([str(recipe)], words)
-    return Variant(name, made, stem if stem in REFERENCES else None, _FRESH in ends)
+    return Variant(name, made, stem if stem in references else None, _FRESH in ends)
+
+
+def as_asked(variant: Variant) -> Recipe:
+    """Its recipe, as studies ask it: all queries, and no version beside it that nobody reads."""
+    recipe = variant.recipe
+    changes: dict[str, Any] = {"max_queries": "all", "frozen_every": 10**9}
+    if variant.reference == FROZEN:
+        changes["max_queries"] = 1
+        train = recipe.train.model_copy(update={"epochs": 0})
+        recipe = recipe.model_copy(update={"train": train, "gate": recipe.gate.model_copy(update={"window": 0})})
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changes)})
 
 
 def _endings(name: str) -> tuple[str, set[str]]:
@@ -70,7 +92,7 @@ def _endings(name: str) -> tuple[str, set[str]]:
     return name, ends
 
 
-def _words(parts: Sequence[str], base: Recipe, name: str) -> list[str]:
+def _words(parts: Sequence[str], base: Recipe, name: str, references: Collection[str]) -> list[str]:
     """The overrides that a composition amounts to."""
     methods, experts = _kinds(MethodConfig), _kinds(ExpertConfig)
     settings: dict[str, dict[str, _Toml]] = {"online": {}}
@@ -82,7 +104,7 @@ def _words(parts: Sequence[str], base: Recipe, name: str) -> list[str]:
         elif kind in methods or kind in experts:
             settings[kind] = {key: _Toml(value) for key, _, value in (word.partition("=") for word in given)}
         else:
-            known = ", ".join(["default", *methods, *experts, *REFERENCES])
+            known = ", ".join(["default", *methods, *experts, *references])
             raise ConfigError(f"method {name!r}: {kind!r} is not one of {known}")
     chosen = [_plain(config) | settings.get(config.kind, {}) for config in base.experts]
     chosen += [
