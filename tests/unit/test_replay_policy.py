@@ -24,6 +24,7 @@ def candidates(num: int, *, cut=0, items=None, sizes=None, first_row: int = 0) -
         np.full(num, 3, dtype=np.int32),
         row_N,
         np.full(num, 100) if sizes is None else np.asarray(sizes, dtype=np.int64),
+        np.zeros(num, dtype=np.float32),
     )
 
 

@@ -240,6 +240,9 @@ class FrequencyConfig(Section):
     """A quota for each target item, in proportion to its frequency among old and new examples (ADER)."""
 
     kind: Literal["frequency"] = "frequency"
+    within: Literal["hash", "herding"] = "hash"
+    """Which of an item's examples stay: as good as drawn evenly; or those whose encodings, in the mean, are nearest to
+    the mean of its cut's, by the model that has just trained on them."""
 
 
 ReplayPolicyConfig = Annotated[ReservoirConfig | RecencyConfig | FrequencyConfig, Field(discriminator="kind")]

@@ -54,9 +54,16 @@ class ReplayActor:
         """One batch."""
         return self._of(rank).sample(increment, step, size)
 
-    def stage(self, rank: int, cut: int, examples: Examples, group_S: NDArray[np.uint8]) -> None:
+    def stage(
+        self,
+        rank: int,
+        cut: int,
+        examples: Examples,
+        group_S: NDArray[np.uint8],
+        order_S: NDArray[np.float32] | None,
+    ) -> None:
         """The arrays are views of Ray's memory; staging copies them."""
-        self._of(rank).stage(cut, examples, group_S)
+        self._of(rank).stage(cut, examples, group_S, order_S)
 
     def admit(self, rank: int, cut: int) -> None:
         """Let the stage be drawn."""
@@ -121,9 +128,11 @@ class RemoteReplay:
         self._ask_ahead(asked, increment, sizes, first_step, 0)
         return self._answers(asked, increment, sizes, first_step)
 
-    def stage(self, cut: int, examples: Examples, group_S: NDArray[np.uint8]) -> None:
+    def stage(
+        self, cut: int, examples: Examples, group_S: NDArray[np.uint8], order_S: NDArray[np.float32] | None = None
+    ) -> None:
         """See ``Replay``."""
-        self._change(lambda actor: actor.stage.remote(self._rank, cut, examples, group_S))
+        self._change(lambda actor: actor.stage.remote(self._rank, cut, examples, group_S, order_S))
 
     def admit(self, cut: int) -> None:
         """See ``Replay``."""

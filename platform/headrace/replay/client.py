@@ -73,8 +73,13 @@ class Replay(Protocol):
         """
         ...
 
-    def stage(self, cut: int, examples: Examples, group_S: NDArray[np.uint8]) -> None:
-        """Runs after training: hold a cut's examples, with the key group of each, until its verdict."""
+    def stage(
+        self, cut: int, examples: Examples, group_S: NDArray[np.uint8], order_S: NDArray[np.float32] | None = None
+    ) -> None:
+        """Runs after training: hold a cut's examples, with the key group of each, until its verdict.
+
+        ``order_S``: which of an item's examples stand best for all of them (replay/herding.py).
+        """
         ...
 
     def admit(self, cut: int) -> None:
@@ -136,9 +141,11 @@ class LocalReplay:
         """One batch of ``batches``."""
         return self._buffer.sample(increment, step, self._rank, size)
 
-    def stage(self, cut: int, examples: Examples, group_S: NDArray[np.uint8]) -> None:
+    def stage(
+        self, cut: int, examples: Examples, group_S: NDArray[np.uint8], order_S: NDArray[np.float32] | None = None
+    ) -> None:
         """See ``Replay``."""
-        self._buffer.stage(pack(examples, group_S, cut), cut)
+        self._buffer.stage(pack(examples, group_S, cut, order_S), cut)
 
     def admit(self, cut: int) -> None:
         """See ``Replay``."""

@@ -30,6 +30,7 @@ _RECORDS = {
             ("target_start", "<i4"),
             ("num_targets", "<i4"),
             ("group", "u1"),
+            ("order", "<f4"),
         ]
     ),
     "event": np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", "<i2")]),
@@ -67,7 +68,13 @@ class Packed:
         example_N = self.records("example")
         first_N = self.records("target")[example_N["target_start"]]
         return Candidates(
-            example_N["cut"], example_N["as_of"], first_N["item"], first_N["shard"], first_N["row"], self.size_N
+            example_N["cut"],
+            example_N["as_of"],
+            first_N["item"],
+            first_N["shard"],
+            first_N["row"],
+            self.size_N,
+            example_N["order"],
         )
 
     def take(self, index_B: NDArray[np.integer]) -> "Packed":
@@ -97,8 +104,13 @@ class Packed:
         )
 
 
-def pack(examples: Examples, group_S: NDArray[np.uint8], cut: int) -> Packed:
-    """A copy of the examples of one cut, sorted by key group, else in their order; each has a target."""
+def pack(
+    examples: Examples, group_S: NDArray[np.uint8], cut: int, order_S: NDArray[np.float32] | None = None
+) -> Packed:
+    """A copy of the examples of one cut, sorted by key group, else in their order; each has a target.
+
+    ``order_S``: see ``Candidates.order_N``.
+    """
     contexts, num = examples.contexts, len(examples)
     per_S = np.bincount(examples.sequence_T, minlength=num)
     assert (per_S > 0).all(), "an example without a target has no name and teaches nothing"
@@ -120,6 +132,7 @@ def pack(examples: Examples, group_S: NDArray[np.uint8], cut: int) -> Packed:
         "target_start": offsets(per_S)[:-1],
         "num_targets": per_S,
         "group": group_S,
+        "order": np.zeros(num) if order_S is None else order_S,
     }
     arrays = {"example": _rows("example", example), "event": _rows("event", event), "target": _rows("target", target)}
     return Packed(arrays).take(np.argsort(group_S, kind="stable"))

@@ -30,6 +30,8 @@ class Candidates:
     """With ``shard_N``: where the (first) target came from; names the example."""
     size_N: NDArray[np.int64]
     """Bytes that keeping it takes."""
+    order_N: NDArray[np.floating]
+    """Its place among the examples of its item and cut, lower first (replay/herding.py); 0 where nobody has said."""
 
     def __len__(self) -> int:
         return len(self.cut_N)
@@ -124,8 +126,9 @@ class Weighted:
 class FrequencyQuota:
     """A quota for each item in proportion to how often it is a target among old and new (ADER, arXiv 2007.12000).
 
-    A quota is the item's share, rounded up or down by a draw of its own. Within an item the smallest hashes stay, which
-    is as good as uniform over all of its examples that were ever seen. ADER chooses by herding there.
+    A quota is the item's share, rounded up or down by a draw of its own. Within an item the first places stay, whatever
+    their cut: ADER's herding, if the loop has said which they are. Of equal places the smallest hashes do, which is as
+    good as uniform over all of its examples that were ever seen.
     """
 
     def __init__(self, seed: int) -> None:
@@ -138,7 +141,7 @@ class FrequencyQuota:
         if int(candidates.size_N.sum()) <= budget_bytes:
             return Kept(np.ones(len(candidates), dtype=bool), math.inf)
         item_I, inverse_N, count_I = np.unique(candidates.item_N, return_inverse=True, return_counts=True)
-        place_N = _place_within(inverse_N, uniform(candidates, self._seed))
+        place_N = _place_within(inverse_N, candidates.order_N + uniform(candidates, self._seed))
         offset_I = _unit(hash64_array(item_I, self._seed, "replay quota", cut, budget_bytes))
         # an item's k-th example comes at (k + u) / count: any prefix of that order holds each item's share of it
         turn_N = (place_N + offset_I[inverse_N]) / count_I[inverse_N]

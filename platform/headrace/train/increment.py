@@ -31,7 +31,7 @@ from headrace.replay.packed import groups_of, join
 from headrace.store.store import Store
 from headrace.train import questions
 from headrace.train.committer import Committer
-from headrace.train.encodings import encode_experts
+from headrace.train.encodings import encode_experts, herded
 from headrace.train.group import Group
 from headrace.train.intake import Fate, Intake, take
 from headrace.train.passes import PassStats, train_passes
@@ -248,7 +248,7 @@ def _train(
     follow_attributes(state)
     state.step.end_increment(made, slot_I, slot_I[touched.number_E])
     if state.replay is not None:
-        state.replay.stage(increment, made, groups_of(made, intake.rows))
+        state.replay.stage(increment, made, groups_of(made, intake.rows), herded(state, made))
     counted = questions.counted(intake, recipe.inputs)
     for expert in state.experts:
         expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
