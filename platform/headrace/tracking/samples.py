@@ -51,7 +51,10 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
     """A part of the page: a card for each sample; nothing where there are none."""
     if not samples:
         return ""
-    note = "What the newest version answers to those who came last, asked when the run ended; with probabilities."
+    note = (
+        "What the newest version answers to those who came last, asked when the run ended. Above the line: what they had, "
+        "newest last. Below it: what is recommended, best first, with its probability."
+    )
     cards = "".join(_card(sample) for sample in samples)
     return section("Sample recommendations", note, "", f'<div class="samples">{cards}</div>')
 
