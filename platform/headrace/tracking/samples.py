@@ -52,8 +52,8 @@ def samples_section(samples: Sequence[Mapping[str, Any]]) -> str:
     if not samples:
         return ""
     note = (
-        "What the newest version answers to those who came last, asked when the run ended. Above the line: what they had, "
-        "newest last. Below it: what is recommended, best first, with its probability."
+        "What the newest version answers to those who came last, asked when the run ended. Above the line: what they "
+        "had, newest last. Below it: what is recommended, best first, with its probability."
     )
     cards = "".join(_card(sample) for sample in samples)
     return section("Sample recommendations", note, "", f'<div class="samples">{cards}</div>')
