@@ -116,7 +116,7 @@ def test_every_poison_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_nobody_catches_is_told_with_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "_SETTLED", 2)
-    blind = ("gate.window=0", "gate.min_coherence=0", "gate.max_user_share=1", "gate.max_user_growth=1e9")
+    blind = ("gate.window=0", "gate.min_coherence=0", "gate.max_user_share=1", "gate.max_share_growth=1e9")
     result = gate.run(increments=6, poisons=1, every=4, kinds="bot", overrides=[*SMALL, *blind])
     (case,) = result["cases"]
     assert (case["within"], case["rejected"], case["capped"]) == (None, None, 200)

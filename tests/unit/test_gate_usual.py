@@ -16,7 +16,9 @@ from headrace.evaluation.gate import Signs, decide, decide_rows
 from headrace.evaluation.usual import RowSigns, Usual
 
 GATE = GateConfig()
-USUAL = Usual(coherence=(0.8,) * 8, updates=((0.1, 10),) * 8, user_shares=(0.03,) * 7 + (0.04,))
+USUAL = Usual(
+    coherence=(0.8,) * 8, updates=((0.1, 10),) * 8, user_shares=(0.03,) * 7 + (0.04,), item_shares=(0.11,) * 8
+)
 WRONG = 12
 """The cut whose labels are dealt out anew."""
 
@@ -37,6 +39,8 @@ def rows(user: int = 20, item: int = 50, events: int = 1000, coherence: Coherenc
         (rows(user=700), "one user has 70% of the events (> 50%)"),
         (rows(user=201), "one user has 20% of the events, lately at most 4.0%"),
         (rows(user=200), None),
+        (rows(item=560), "one item has 56% of the events, lately at most 11.0%"),
+        (rows(item=540), None),
         (rows(item=20, user=20, events=20), None),
         (rows(coherence=coherent(0.64)), "in 64% of all cases, lately 80%, by chance 50%"),
         (rows(coherence=coherent(0.66)), None),
@@ -52,15 +56,17 @@ def test_each_rule_of_the_rows_says_what_it_saw(signs: RowSigns, word: str | Non
         assert decision.unusual == ("lately" in word)
 
 
-def test_a_share_of_a_tenth_is_small_whatever_is_usual() -> None:
-    quiet = Usual(user_shares=(0.001,) * 8)
+def test_small_shares_are_small_whatever_is_usual() -> None:
+    quiet = Usual(user_shares=(0.001,) * 8, item_shares=(0.01,) * 8)
+    assert decide_rows(rows(item=500), quiet, GATE) is None
+    assert decide_rows(rows(item=501), quiet, GATE) is not None
     assert decide_rows(rows(user=100), quiet, GATE) is None
     assert decide_rows(rows(user=101), quiet, GATE) is not None
 
 
 def test_nothing_is_unusual_while_little_is_known() -> None:
-    young = Usual(coherence=(0.8,) * 7, updates=((0.1, 10),) * 7, user_shares=(0.01,) * 7)
-    assert decide_rows(rows(user=400, coherence=coherent(0.5)), young, GATE) is None
+    young = Usual((0.8,) * 7, ((0.1, 10),) * 7, (0.01,) * 7, (0.01,) * 7)
+    assert decide_rows(rows(user=400, item=800, coherence=coherent(0.5)), young, GATE) is None
     assert decide(moved(4.0), young, GATE).verdict == "publish"
 
 
@@ -86,7 +92,7 @@ def test_the_signs_are_of_the_newest_increments_and_survive_json() -> None:
     assert len(usual.updates) == len(usual.user_shares) == 32
     assert usual.num_rejected == 0
     assert usual.add(rows(events=50), (0.0, 0)).rejected() == Usual(
-        usual.coherence, usual.updates, usual.user_shares, 1
+        usual.coherence, usual.updates, usual.user_shares, usual.item_shares, 1
     ), "a cut that says nothing"
     assert Usual.from_state(json.loads(json.dumps(usual.state()))) == usual
 

@@ -520,8 +520,9 @@ class GateConfig(Section):
     """reject: one item's share of the increment's events (increments of 100 events or more)."""
     max_user_share: Share = 0.5
     """reject: one user's (else session's) share of the increment's events (increments of 100 events or more)."""
-    max_user_growth: PositiveFloat = 5.0
-    """reject: one user's share over the largest of recent increments, where it is more than a tenth."""
+    max_share_growth: PositiveFloat = 5.0
+    """reject: one user's share over the largest of recent increments, where it is more than a tenth; or one item's,
+    where it is more than a half."""
     min_coherence: Share = 0.5
     """reject: how often contexts rank their own next item over others of the cut, less one half, over what that usually
     is, where it is 3.5 standard errors below. Where items do not belong to their rows it is about 0. 0: not asked."""

@@ -11,7 +11,7 @@ from headrace.config.recipe import GateConfig
 from headrace.evaluation.coherence import Coherence
 from headrace.evaluation.usual import RowSigns, Usual
 
-_SMALL_SHARE = 0.1  # of one user: not looked into, however unusual
+_SMALL_USER, _SMALL_ITEM = 0.1, 0.5  # shares that are not looked into, however unusual
 _ERRORS = 3.5  # standard errors by which a coherence must be below what is usual
 
 
@@ -52,10 +52,13 @@ def decide_rows(signs: RowSigns, usual: Usual, config: GateConfig) -> Decision |
         return Decision("reject", f"one item has {item:.0%} of the events (> {config.max_item_share:.0%})")
     if user is not None and user > config.max_user_share:
         return Decision("reject", f"one user has {user:.0%} of the events (> {config.max_user_share:.0%})")
-    largest = usual.largest_user_share
-    if user is not None and largest is not None and user > max(_SMALL_SHARE, config.max_user_growth * largest):
-        lately = f"lately at most {largest:.1%} (gate.max_user_growth)"
-        return Decision("reject", f"one user has {user:.0%} of the events, {lately}", unusual=True)
+    for who, share, lately, small in (
+        ("item", item, usual.largest_item_share, _SMALL_ITEM),
+        ("user", user, usual.largest_user_share, _SMALL_USER),
+    ):
+        if share is not None and lately is not None and share > max(small, config.max_share_growth * lately):
+            words = f"one {who} has {share:.0%} of the events, lately at most {lately:.1%} (gate.max_share_growth)"
+            return Decision("reject", words, unusual=True)
     return _decide_coherence(signs.coherence, usual.usual_coherence, config.min_coherence)
 
 

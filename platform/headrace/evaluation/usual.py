@@ -57,6 +57,8 @@ class Usual:
     """The update's norm over the weights' norm, and the steps that it took."""
     user_shares: tuple[float, ...] = ()
     """The largest share of one user."""
+    item_shares: tuple[float, ...] = ()
+    """The largest share of one item."""
     num_rejected: int = 0
     """Cuts in a row that were rejected because they were unusual."""
 
@@ -68,7 +70,12 @@ class Usual:
     @property
     def largest_user_share(self) -> float | None:
         """None where too little is known."""
-        return max(self.user_shares) if len(self.user_shares) >= _LEAST else None
+        return _largest(self.user_shares)
+
+    @property
+    def largest_item_share(self) -> float | None:
+        """Likewise."""
+        return _largest(self.item_shares)
 
     def expected_update(self, steps: int) -> float | None:
         """The update that so many steps might make: as many times as far as fewer ones, as far as more; the median.
@@ -83,10 +90,12 @@ class Usual:
         """With one more increment: its update's norm over the weights' norm, and the steps that it took."""
         coherence = () if signs.coherence is None else (signs.coherence.mean,)
         user_share = () if signs.user_share is None else (signs.user_share,)
+        item_share = () if signs.item_share is None else (signs.item_share,)
         return Usual(
             (*self.coherence, *coherence)[-_RECENT:],
             (*self.updates, *([update] if update[1] else ()))[-_RECENT:],
             (*self.user_shares, *user_share)[-_RECENT:],
+            (*self.item_shares, *item_share)[-_RECENT:],
         )
 
     def rejected(self) -> "Usual":
@@ -99,6 +108,7 @@ class Usual:
             "coherence": list(self.coherence),
             "updates": [list(update) for update in self.updates],
             "user_shares": list(self.user_shares),
+            "item_shares": list(self.item_shares),
             "num_rejected": self.num_rejected,
         }
 
@@ -106,4 +116,9 @@ class Usual:
     def from_state(cls, state: Mapping[str, Any]) -> "Usual":
         """The one whose ``state`` this was."""
         updates = tuple((ratio, steps) for ratio, steps in state["updates"])
-        return cls(tuple(state["coherence"]), updates, tuple(state["user_shares"]), state["num_rejected"])
+        user_shares, item_shares = tuple(state["user_shares"]), tuple(state["item_shares"])
+        return cls(tuple(state["coherence"]), updates, user_shares, item_shares, state["num_rejected"])
+
+
+def _largest(shares: tuple[float, ...]) -> float | None:
+    return max(shares) if len(shares) >= _LEAST else None
