@@ -21,6 +21,7 @@ PARTS = {
     "reservoir": (*REPLAY, 'replay.policy={kind="reservoir"}'),
     "recency": (*REPLAY, 'replay.policy={kind="recency",half_life_s=7200}'),
     "frequency": (*REPLAY, 'replay.policy={kind="frequency"}'),
+    "prior": (METHODS, 'experts=[{kind="popular"},{kind="covisit"}]', 'model.prior={experts=["popular","covisit"]}'),
     "herding": (*REPLAY, 'replay.policy={kind="frequency",within="herding"}', "replay.max_bytes=16384"),
     "all methods": (METHODS, "catalogue.forget_s=5000"),
     "all methods, sampled": (METHODS, 'objective={kind="sampled_softmax",negatives=16}'),

@@ -18,6 +18,7 @@ from headrace.methods.ewc import Ewc
 from headrace.methods.fisher import Asked, fisher_sums
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model
+from headrace.models.offset import Offset
 from headrace.models.table import ItemTable
 
 ROWS = np.arange(NUM_ITEMS)
@@ -68,6 +69,16 @@ def test_a_sum_over_examples_by_hand():
     two = Asked(contexts_of([[2], [2]], 100, 5), np.array([0, 1]), weight_T, None)
     sums = fisher_sums(two_parameters(), two, np.arange(3), np.array([0, 1]), 3)
     torch.testing.assert_close(sums["encoder/weight"], torch.tensor([3 / 9, 12 / 9], dtype=torch.float64))
+
+
+def test_a_prior_takes_part_by_hand():
+    """With the prior both items are as likely: off by (-1/2, 1/2)."""
+    none = torch.zeros(0, dtype=torch.int64)
+    shared_E = torch.tensor([-math.log(2.0), 0.0], dtype=torch.float64)
+    offset = Offset(shared_E, none, none, torch.zeros(0, dtype=torch.float64))
+    one = Asked(contexts_of([[2]], 100, 5), np.array([0]), np.ones(1, np.float32), None, lambda contexts: offset)
+    sums = fisher_sums(two_parameters(), one, np.arange(3), np.array([0, 1]), 3)
+    torch.testing.assert_close(sums["encoder/weight"], torch.tensor([1 / 4, 1.0], dtype=torch.float64))
 
 
 def by_loop(model: RecallModel, sequences: list[list[int]], labels: np.ndarray, weight_T: np.ndarray, slot_E):

@@ -186,7 +186,8 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
 
     inputs = InputsConfig.model_validate(bundle.recipe["inputs"])
     alive_s = CatalogueConfig.model_validate(bundle.recipe["catalogue"]).alive_s
-    model = load_model(SasRecConfig.model_validate(bundle.recipe["model"]), inputs.max_events, folder("model"))
+    config = SasRecConfig.model_validate(bundle.recipe["model"])
+    model = load_model(config, inputs.max_events, folder("model"))
     model = model.requires_grad_(False).to(device)
     catalogue = Catalogue.from_state(folder("catalogue"))
     if catalogue.num_slots > model.table.capacity or not bool(torch.isfinite(model.table.weight).all()):
@@ -204,6 +205,7 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
         inputs.max_events,
         bundle.seen_last,
         bundle.exponents,
+        config.prior,
     )
     columns = ColumnsConfig.model_validate(bundle.recipe["columns"])
     past = Past(folder("history")) if with_past else None

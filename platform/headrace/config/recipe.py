@@ -261,6 +261,15 @@ class ReplayBufferConfig(Section):
     """Batches that a rank asks for ahead of the step that trains on them."""
 
 
+class PriorConfig(Section):
+    """What counters expect is added to the model's scores, as logarithms, so that it learns what they lack."""
+
+    experts: Annotated[tuple[str, ...], Field(min_length=1)] = ("popular",)
+    """Names of experts, whose probabilities are averaged. They are asked about every example, in every epoch."""
+    floor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """The share of the average that is spread evenly over all items."""
+
+
 class SasRecConfig(Section):
     """A causal transformer over the context's items (SASRec, arXiv 1808.09781)."""
 
@@ -272,6 +281,7 @@ class SasRecConfig(Section):
     scores: Literal["dot", "cosine"] = "dot"
     temperature: PositiveFloat = 0.0625
     """Of cosine scores; dot products have none."""
+    prior: PriorConfig | None = None
 
 
 class SoftmaxConfig(Section):
@@ -647,6 +657,23 @@ class Recipe(Section):
         names = [expert.name for expert in self.experts]
         if len(set(names)) < len(names) or {"neural", "uniform"} & set(names):
             raise ValueError(f"experts need names of their own, other than neural and uniform; received {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _prior_of_counters(self) -> "Recipe":
+        prior = self.model.prior
+        if prior is None:
+            return self
+        counters = [expert.name for expert in self.experts if not isinstance(expert, EncodingsConfig)]
+        if not set(prior.experts) <= set(counters) or len(set(prior.experts)) < len(prior.experts):
+            raise ValueError(
+                f"model.prior.experts are {list(prior.experts)}: each must be one of the recipe's counters, {counters}"
+            )
+        if not isinstance(self.objective, SoftmaxConfig) or self.objective.examples != "prefixes":
+            raise ValueError(
+                'model.prior is learned with the whole softmax over prefixes: set objective.kind = "softmax" and '
+                'objective.examples = "prefixes", or leave model.prior out'
+            )
         return self
 
     @model_validator(mode="after")

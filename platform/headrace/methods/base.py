@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.inputs.contexts import Contexts
 from headrace.inputs.examples import Examples
 from headrace.models.base import RecallModel
+from headrace.models.offset import Offset
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Lesson:
     """By which both models' scores are divided."""
 
 
+PriorOf = Callable[[Contexts], Offset]
+"""An offset to the logits of the queries that these contexts ask."""
+
+
 @dataclass(frozen=True)
 class Learned:
     """What an increment has been trained on, on this rank. Made by ``TrainStep``, read by methods."""
@@ -61,6 +67,8 @@ class Learned:
     device: torch.device
     sum_: Callable[[Tensor], None]
     """Replaces a tensor (on this device) by its sum over ranks. Every rank must make the same calls."""
+    prior: PriorOf | None = None
+    """What was added to the logits of contexts' queries, by column of ``slot_E``."""
 
 
 class Method:

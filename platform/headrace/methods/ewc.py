@@ -98,7 +98,8 @@ class Ewc(Method):
         share = self.config.examples / max(float(number), 1.0)
         chosen_T = np.flatnonzero(can_T & (_draw(learned, "sample") < share))
         draw_T = _draw(learned, "label")[chosen_T] if self.config.labels == "model" else None
-        return Asked(examples.contexts_of(chosen_T), column_T[chosen_T], examples.weight_T[chosen_T], draw_T)
+        contexts, weight_T = examples.contexts_of(chosen_T), examples.weight_T[chosen_T]
+        return Asked(contexts, column_T[chosen_T], weight_T, draw_T, learned.prior)
 
 
 def _length(examples: Examples) -> NDArray[np.int64]:

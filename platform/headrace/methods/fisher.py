@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from headrace.inputs.contexts import Contexts, ModelInputs, pad
+from headrace.methods.base import PriorOf
 from headrace.models.base import RecallModel
 from headrace.models.table import read_rows, read_vectors
 
@@ -37,6 +38,8 @@ class Asked:
     draw_T: NDArray[np.float64] | None
     """In [0, 1): draws the label from what the model would answer, instead of the target (the Fisher information in
     the strict sense; with targets it is the empirical one, arXiv 1905.12558)."""
+    prior: PriorOf | None = None
+    """What is added to the logits."""
 
 
 def fisher_sums(
@@ -107,7 +110,10 @@ def _add(
     item_BLD = read_rows(weight, slot_BL)
     row_B = torch.arange(len(index_B))
     query_BD = model.query_side(model.encoder(inputs, item_BLD, row_B, torch.zeros_like(row_B)))
-    off_BE = (query_BD @ items.vector_ED.T).softmax(1)
+    logit_BE = query_BD @ items.vector_ED.T
+    if asked.prior is not None:
+        asked.prior(asked.contexts.take(index_B)).add_(logit_BE)
+    off_BE = logit_BE.softmax(1)
     off_BE[row_B, _labels(asked, index_B, off_BE)] -= 1.0
     encoder, to_item_BLD = _per_example(model, inputs, item_BLD, query_BD, off_BE @ items.vector_ED)
     weight_B = torch.from_numpy(asked.weight_T[index_B]).to(weight)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.config.recipe import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
+from headrace.models.offset import Offset
 
 
 class Objective(Protocol):
@@ -29,13 +30,14 @@ class Objective(Protocol):
         column_T: Tensor,
         weight_T: Tensor,
         correction_E: Tensor | None = None,
+        offset: Offset | None = None,
     ) -> Tensor:
         """The weighted sum of the targets' negative log likelihoods, a scalar with a gradient.
 
         Logits are ``query_PD @ vectors_ED.T``. ``query_T``: the query that each target answers (a basket has many
         targets and one query). ``column_T``: the target's column, -1 where it is not eligible, which weighs nothing.
         ``correction_E``: of a sample, what each item's logit is raised by (``Drawn.correction_N``), -inf for items that
-        are there as somebody's target only; None: all eligible items are there.
+        are there as somebody's target only; None: all eligible items are there. ``offset``: added to the logits.
         """
         ...
 
@@ -53,12 +55,13 @@ class Softmax:
         column_T: Tensor,
         weight_T: Tensor,
         correction_E: Tensor | None = None,
+        offset: Offset | None = None,
     ) -> Tensor:
         """See ``Objective``."""
         assert correction_E is None, "the whole softmax has nothing to correct"
         weight_T = weight_T.to(query_PD).masked_fill(column_T < 0, 0.0)
         total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            query_PD, vectors_ED, query_T, column_T.clamp(min=0), weight_T
+            query_PD, vectors_ED, query_T, column_T.clamp(min=0), weight_T, offset
         )
         return total
 
@@ -83,9 +86,11 @@ class SampledSoftmax:
         column_T: Tensor,
         weight_T: Tensor,
         correction_E: Tensor | None = None,
+        offset: Offset | None = None,
     ) -> Tensor:
         """See ``Objective``."""
         assert correction_E is not None, "a sample needs its corrections"
+        assert offset is None, "recipes refuse a prior beside a sample"
         inside_T = column_T >= 0
         query_T, column_T, weight_T = query_T[inside_T], column_T[inside_T], weight_T[inside_T].to(query_PD)
         total: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -116,13 +121,15 @@ class _CrossEntropy(torch.autograd.Function):
         query_T: Tensor,
         column_T: Tensor,
         weight_T: Tensor,
+        offset: Offset | None,
     ) -> Tensor:
         device = query_PD.device.type
         low_query_PD, low_vectors_ED = (x.to(product_dtype(query_PD)) for x in (query_PD, vectors_ED))
         with torch.autocast(device, enabled=False):
-            logit_PE = low_query_PD @ low_vectors_ED.T
+            logit_PE = with_offset(low_query_PD @ low_vectors_ED.T, offset, query_PD.dtype)
             probability_PE = softmax_(logit_PE)
-        ctx.save_for_backward(low_query_PD, low_vectors_ED, probability_PE, query_T, column_T, weight_T)
+        low_probability_PE = probability_PE.to(low_query_PD.dtype)
+        ctx.save_for_backward(low_query_PD, low_vectors_ED, low_probability_PE, query_T, column_T, weight_T)
         return _loss(probability_PE, query_T, column_T, weight_T)
 
     @staticmethod
@@ -136,7 +143,7 @@ class _CrossEntropy(torch.autograd.Function):
         scale_T1 = -scale_T.unsqueeze(1)
         to_query_PD.index_add_(0, query_T, vectors_ED[column_T].to(scale_T.dtype) * scale_T1)
         to_vectors_ED.index_put_((column_T,), query_PD[query_T].to(scale_T.dtype) * scale_T1, accumulate=True)
-        return to_query_PD, to_vectors_ED, None, None, None
+        return to_query_PD, to_vectors_ED, None, None, None, None
 
 
 class _SampledCrossEntropy(torch.autograd.Function):
@@ -165,13 +172,18 @@ class _SampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401 torch's signature
-        return (*_CrossEntropy.backward(ctx, *gradients), None)
+        return _CrossEntropy.backward(ctx, *gradients)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
     """In which products are taken: autocast's kind of number, if it is on, else that of ``like``."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+
+
+def with_offset(logit_PE: Tensor, offset: Offset | None, dtype: torch.dtype) -> Tensor:
+    """The logits with an offset, in numbers fine enough for both; the array may be taken over."""
+    return logit_PE if offset is None else offset.add_(logit_PE.to(dtype))
 
 
 def softmax_(logit_PE: Tensor) -> Tensor:

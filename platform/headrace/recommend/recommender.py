@@ -2,7 +2,8 @@
 
 Evaluation calls ``judge``, serving calls ``top``; both score the same blocks in the same way, so they cannot disagree.
 The score of an item is the weighted sum of the experts' probabilities over the eligible set (the model's by exact
-softmax); the weights are renormalised over those that vote. A model has no vote on a context without known items.
+softmax, with the recipe's prior); the weights are renormalised over those that vote. A model has no vote on a context
+without known items.
 Each expert's probabilities are raised to its exponent first, which is 1 unless the stream has taught another.
 With ``seen_last``, the items of a query's own context have probability 0 and come after all others.
 Work is done in blocks of ``BLOCK`` queries, padded to that many, since a product over another shape differs in its last
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from headrace.blend.weights import NEURAL, UNIFORM, Weights, expert_names
 from headrace.catalogue.eligible import Eligible
+from headrace.config.recipe import PriorConfig
 from headrace.experts.base import Expert
 from headrace.inputs.contexts import Contexts
 from headrace.models.base import RecallModel
 from headrace.recommend.block import Block, best, put_seen, rank, share_below, values
 from headrace.recommend.encode import answering, encode, newest
+from headrace.recommend.prior import offset_of
 from headrace.recommend.seen import Seen
 from headrace.recommend.votes import MISS, Heard, Voters
 
@@ -94,6 +97,7 @@ class Recommender:
         max_events: int,
         seen_last: bool = False,
         exponents: Mapping[str, float] | None = None,
+        prior: PriorConfig | None = None,
     ) -> None:
         names = expert_names([expert.name for expert in experts])
         if set(weights.names) != set(names):
@@ -112,6 +116,7 @@ class Recommender:
         self._names = names
         self._weight_K = self._in_order(weights)
         self._exponents = dict(exponents or {})
+        self._prior = prior
         self._voters = Voters(self.experts, eligible, self._exponents)
         self._slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(model.table.weight.device)
         self._absent_E: Tensor | None = None
@@ -284,6 +289,13 @@ class Recommender:
             query_QD = encoded_QD[first : first + BLOCK]
             padded_BD = torch.nn.functional.pad(query_QD, (0, 0, 0, BLOCK - len(block)))
             logits_QE = (self.model.query_side(padded_BD) @ items_ED.T)[: len(block)]
+            said = heard.get(first) if heard is not None else None
+            if said is None:
+                said = self._voters.hear(block, query_QD.cpu().numpy())
+            if heard is not None:
+                heard[first] = said
+            if self._prior is not None:
+                offset_of(self._prior, said, len(self.eligible), logits_QE.device).add_(logits_QE)
             if (exponent := self._exponents.get(NEURAL, 1.0)) != 1.0:
                 logits_QE *= exponent
             if self._absent_E is not None:
@@ -293,11 +305,6 @@ class Recommender:
             finite_Q = torch.isfinite(highest_Q).cpu().numpy()
             met_Q = met.length_Q[first : first + BLOCK] > 0
             self._voters.faults[NEURAL] += int((met_Q & ~finite_Q).sum())
-            said = heard.get(first) if heard is not None else None
-            if said is None:
-                said = self._voters.hear(block, query_QD.cpu().numpy())
-            if heard is not None:
-                heard[first] = said
             votes = self._voters.votes(said, len(block), seen)
             yield Block(first, logits_QE, highest_Q, met_Q & finite_Q, votes, seen)
 

@@ -25,6 +25,7 @@ from headrace.evaluation.prequential import Queries, Scored, sample, score
 from headrace.evaluation.usual import RowSigns, Usual
 from headrace.inputs.contexts import Contexts, concatenate
 from headrace.inputs.examples import Examples
+from headrace.recommend.prior import Prior
 from headrace.recommend.recommender import Recommender
 from headrace.records import CutRows
 from headrace.replay.packed import groups_of, join
@@ -234,6 +235,12 @@ def _train(
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
     replayed = _replayed(made, state, increment, watch)
     touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
+    counts_first = warmup and recipe.model.prior is not None  # there are no counters of before, and nothing else to add
+    if counts_first:
+        _count(intake, state, group)
+    prior = None
+    if recipe.model.prior is not None:
+        prior = Prior(recipe.model.prior, state.experts, touched, slot_I, state.step.device)
     passed = train_passes(
         state.step,
         made,
@@ -243,20 +250,27 @@ def _train(
         seed=recipe.seed,
         increment=increment,
         replayed=replayed,
+        prior=prior,
     )
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
-    state.step.end_increment(made, slot_I, slot_I[touched.number_E])
+    state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior)
     if state.replay is not None:
         state.replay.stage(increment, made, groups_of(made, intake.rows), herded(state, made))
-    counted = questions.counted(intake, recipe.inputs)
-    for expert in state.experts:
-        expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
+    if not counts_first:
+        _count(intake, state, group)
     encode_experts(state)
     _remember(intake, state)
     counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})
     num_replayed = sum(int(part["replayed"][0]) for part in counts)
     return Trained(passed, num_replayed, update_ratio)
+
+
+def _count(intake: Intake, state: LearnerState, group: Group) -> None:
+    """Every counter counts all ranks' rows of the cut."""
+    counted = questions.counted(intake, state.recipe.inputs)
+    for expert in state.experts:
+        expert.apply(group.gather(expert.reduce(counted)), state.watermark_ms)
 
 
 def _replayed(made: Examples, state: LearnerState, increment: int, watch: Stopwatch) -> Examples | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.eligible import Eligible
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
-from headrace.methods.base import Lesson
+from headrace.methods.base import Lesson, PriorOf
 from headrace.records import generator
 from headrace.replay.packed import join
 from headrace.train.group import Group
@@ -64,11 +64,13 @@ def train_passes(
     seed: int,
     increment: int,
     replayed: Examples | None = None,
+    prior: PriorOf | None = None,
 ) -> PassStats:
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
 
     ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
-    of earlier increments, which are mixed with the others.
+    of earlier increments, which are mixed with the others. ``prior``: what is added to the logits, where every example
+    asks at the end of its context.
     """
     began = time.perf_counter()
     group, num_steps, losses = step.group, 0, []
@@ -91,7 +93,7 @@ def train_passes(
         plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)
         total_K = _sum(group, "weight", _weights(examples, words.weight_T, plan))
         loss = 0.0
-        batches = _batches(examples, words, slot_I, plan)
+        batches = _batches(examples, words, slot_I, plan, prior)
         for total in total_K.tolist():
             batch = next(batches, None)
             if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
@@ -157,7 +159,11 @@ def _weights(examples: Examples, weight_T: NDArray[np.float32], plan: list[NDArr
 
 
 def _batches(
-    examples: Examples, words: _Words, slot_I: NDArray[np.int64], plan: list[NDArray[np.int64]]
+    examples: Examples,
+    words: _Words,
+    slot_I: NDArray[np.int64],
+    plan: list[NDArray[np.int64]],
+    prior: PriorOf | None,
 ) -> Iterator[StepBatch]:
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples) + 1))
     length_S = examples.contexts.length_Q
@@ -173,7 +179,8 @@ def _batches(
         key_T[empty_T] = key_T[empty_T].min(initial=np.iinfo(np.int64).max)
         key_P, query_T = np.unique(key_T, return_inverse=True)
         used_B, row_P = np.unique(key_P // reach, return_inverse=True)
-        inputs = pad(examples.contexts.take(members[used_B]), slot_I)
+        contexts = examples.contexts.take(members[used_B])
+        inputs = pad(contexts, slot_I)
         yield StepBatch(
             inputs,
             row_P,
@@ -183,4 +190,5 @@ def _batches(
             words.own_T[flat_T],
             None if words.soft_T is None else words.soft_T[flat_T],
             words.temperature,
+            None if prior is None else prior(contexts),
         )

@@ -133,6 +133,7 @@ class LearnerState:
             self.recipe.inputs.max_events,
             self.seen_last,
             self.calibration.exponents,
+            self.recipe.model.prior,
         )
 
     def probed(self, version: Recommender) -> NDArray[np.int64] | None:

@@ -24,9 +24,10 @@ from headrace.config.recipe import TrainConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples
-from headrace.methods.base import Learned, Lesson, Method, Mix
+from headrace.methods.base import Learned, Lesson, Method, Mix, PriorOf
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts
+from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
@@ -60,6 +61,8 @@ class StepBatch:
     """Of the teacher's word at the target's query; None: it is not heard."""
     temperature: float = 1.0
     """Of the comparison with the teacher."""
+    prior: Offset | None = None
+    """Added to the queries' logits."""
 
 
 class TrainStep:
@@ -169,15 +172,21 @@ class TrainStep:
         lessons = [method.lesson(mix) for method in self.methods if method.needs_teacher]
         return next((lesson for lesson in lessons if lesson is not None), None)
 
-    def end_increment(self, examples: Examples, slot_I: NDArray[np.int64], slot_E: NDArray[np.int64]) -> None:
+    def end_increment(
+        self,
+        examples: Examples,
+        slot_I: NDArray[np.int64],
+        slot_E: NDArray[np.int64],
+        prior: PriorOf | None = None,
+    ) -> None:
         """Let the methods look at the trained model and the new examples; after the last step, before the commit.
 
-        ``slot_I`` maps item numbers to rows of the table, ``slot_E`` are the rows that were scored.
+        ``slot_I`` maps item numbers to rows of the table, ``slot_E`` are the rows that were scored, with this prior.
         """
         self._teacher = None
         known = examples.known(slot_I)
         seed, device = self.seed, self.device
-        learned = Learned(known, slot_I, np.sort(slot_E), self.increment, seed, device, self.group.sum_)
+        learned = Learned(known, slot_I, np.sort(slot_E), self.increment, seed, device, self.group.sum_, prior)
         for method in self.methods:
             method.end_increment(self.model, learned)
 
@@ -300,14 +309,16 @@ class TrainStep:
 
     def _own_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor:
         """The targets' own word: the undivided loss of those that have one."""
-        query_T, column_T, weight_T = batch.query_T, view.column_T, batch.weight_T
+        query_T, column_T, weight_T, prior = batch.query_T, view.column_T, batch.weight_T, batch.prior
         if batch.soft_T is not None and not weight_T.all():
             told_T = np.flatnonzero(weight_T)
             place_P, query_T = np.unique(query_T[told_T], return_inverse=True)
             column_T, weight_T = column_T[told_T], weight_T[told_T]
-            query_PD = query_PD[torch.from_numpy(place_P).to(self.device)]
+            index_P = torch.from_numpy(place_P).to(self.device)
+            prior = None if prior is None else prior.take(index_P, len(query_PD))
+            query_PD = query_PD[index_P]
         query, column, weight = (torch.from_numpy(array).to(self.device) for array in (query_T, column_T, weight_T))
-        return self.objective.loss(query_PD, scored_CD, query, column, weight, view.correction_C)
+        return self.objective.loss(query_PD, scored_CD, query, column, weight, view.correction_C, prior)
 
     def _soft_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor | None:
         """The teacher's word: the undivided loss of the queries at which it is heard; None where it is not."""
@@ -316,9 +327,8 @@ class TrainStep:
         weight_P = np.bincount(batch.query_T, batch.soft_T, len(query_PD)).astype(np.float32)
         slot_C = view.index_C if view.slot_R is None else view.slot_R[view.index_C]
         student, temperature = (query_PD, scored_CD), batch.temperature
-        return self._teacher.loss(
-            batch.inputs, batch.row_P, batch.back_P, weight_P, student, slot_C, view.correction_C, temperature
-        )
+        asked = (batch.inputs, batch.row_P, batch.back_P, weight_P)
+        return self._teacher.loss(*asked, student, slot_C, view.correction_C, temperature, batch.prior)
 
     def _add_penalties(self, view: TableView, gradient_RD: Tensor) -> None:
         penalties = [value for method in self.methods for value in method.penalties(self.model).values()]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headrace.inputs.contexts import ModelInputs
 from headrace.models.base import RecallModel
+from headrace.models.offset import Offset
 from headrace.models.table import ItemTable, grown, read_rows, read_vectors
 from headrace.objectives.soft import soft_loss
 
@@ -46,6 +47,7 @@ class Teacher:
         slot_C: Tensor,
         correction_C: Tensor | None,
         temperature: float,
+        prior: Offset | None,
     ) -> Tensor:
         """The weighted sum of cross-entropies to what it would answer; see ``soft_loss``.
 
@@ -67,10 +69,13 @@ class Teacher:
             told_PD = model.query_side(model.encoder(inputs.take(row_B), item_BLD, place_P, at_P))
             told_CD = model.item_side(read_vectors(model.table.weight, slot_C))
         on_device_P = torch.from_numpy(index_P).to(query_PD.device)
-        taught_PD = query_PD if len(index_P) == len(query_PD) else query_PD[on_device_P]
+        taught_PD = query_PD
+        if len(index_P) < len(query_PD):
+            taught_PD = query_PD[on_device_P]
+            prior = None if prior is None else prior.take(on_device_P, len(query_PD))
         weight = torch.from_numpy(weight_P).to(query_PD)[on_device_P]
         offset_C = _offset(known_C, correction_C, query_PD)
-        return soft_loss(taught_PD, vectors_CD, told_PD, told_CD, weight, offset_C, temperature)
+        return soft_loss(taught_PD, vectors_CD, told_PD, told_CD, weight, offset_C, temperature, prior)
 
 
 def _offset(known_C: NDArray[np.bool_], correction_C: Tensor | None, like: Tensor) -> Tensor | None:
