@@ -110,8 +110,20 @@ def test_a_taken_port_is_refused_in_words(ray_cluster, tmp_path):
 
 
 def test_the_import_target_builds_the_application(ray_cluster, tmp_path, monkeypatch):
+    from ray.serve.deployment import deployment_to_schema
+
     target = runpy.run_path(str(Path(__file__).parents[2] / "serve" / "app.py"))["app"]
-    assert target({"store": str(tmp_path), "serve": {"num_replicas": 2}}) is not None
+    section = {
+        "num_replicas": 2,
+        "autoscaling": {"max_replicas": 5},
+        "labels": {"role": "serve"},
+        "request_timeout_s": 9,
+    }
+    built = deployment_to_schema(target({"store": str(tmp_path), "serve": section})._bound_deployment)
+    assert (built.autoscaling_config.min_replicas, built.autoscaling_config.max_replicas) == (2, 5)
+    assert built.ray_actor_options.label_selector == {"role": "serve"}
+    assert built.max_surge_percent > 0, "a new replica comes before an old one goes"
+    assert built.graceful_shutdown_timeout_s > 9, "who is being answered is answered to the end"
     monkeypatch.delenv("HEADRACE_STORE", raising=False)
     with pytest.raises(HeadraceError, match="HEADRACE_STORE"):
         target({})
