@@ -37,7 +37,7 @@ def test_every_commit_binds_what_it_changed_and_is_lawful(tmp_path: Path) -> Non
     assert all(lawful(m) for m in manifests)
     assert manifests[-1].facts["counters"]["events_in"] == 300 + 4 * 80
     folders = {name.split("/")[0] for name in manifests[-1].parts}
-    assert folders == {"model", "optimizer", "catalogue", "experts", "history", "probes"}
+    assert folders == {"model", "optimizer", "catalogue", "experts", "history", "probes", "anchors"}
     assert manifests[1].facts["metrics"]["queries"] > 0
     assert [m.parent for m in manifests[1:]] == [m.state_digest for m in manifests[:-1]]
 

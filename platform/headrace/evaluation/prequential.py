@@ -90,8 +90,10 @@ class Scored:
     not asked."""
     target_T: NDArray[np.int64]
     """The items that these targets are."""
+    item_T: NDArray[np.int64]
+    """The same in ledger order of their queries."""
     ranks: Mapping[str, NDArray[np.int64]]
-    """By name, as ``metrics``: the rank of every target, (T,), in ledger order of the queries."""
+    """By name, as ``metrics``: the rank of every target, (T,), in the order of ``item_T``."""
     coherence: Coherence | None
     """None where there is nothing to compare."""
 
@@ -215,6 +217,7 @@ def _summary(
         faults,
         gains,
         target_T,
+        target_T[order_T],
         ranks,
         best_coherence(above),
     )

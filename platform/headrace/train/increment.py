@@ -40,6 +40,7 @@ from headrace.train.review import Review, follow_rollback, review, rival
 from headrace.train.rows import follow_attributes, start_rows
 from headrace.train.state import LearnerState, load_version, restore
 from headrace.train.times import believed_times
+from headrace.train.vitals import look, measure
 
 _REPLAY_BATCH = 2048
 """Examples in a request to replay, of which a few are in flight."""
@@ -125,6 +126,7 @@ def train_increment(
     taken = _gather_taken(intake, asked, group)
     follow_rollback(state, cut.rollback, committer.store)
     scored = _score(asked, state, group, cut.number, committer.store, on_scored)
+    vitals = look(asked, scored, state, group)
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
     row_signs, usual = _row_signs(taken, scored), _usual(state)
@@ -141,6 +143,7 @@ def train_increment(
         made, fates = Candidate(state.recommender(), None, decision), {"quarantined": cut.num_rows}
     else:
         _accept(state, cut.number, decision, usual.add(row_signs, (trained.update_ratio, trained.passed.steps)))
+        vitals |= measure(intake, state, group, cut.number, made.recommender)
     watch.lap("gate")
     state.rows = {fate: count + fates.get(fate, 0) for fate, count in state.rows.items()}
     figures = {
@@ -151,6 +154,7 @@ def train_increment(
         "training": trained.facts(),
         "signs": row_signs.facts(),
         "review": reviewed.facts(decision.verdict),
+        "vitals": {**vitals, "churn@20": _churn(state, made.answered_PK)},
     }
     manifest = committer.commit(state, decision, figures, cut, watch)
     _note_versions(state, made, manifest, committer.store)

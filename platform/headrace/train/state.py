@@ -19,6 +19,7 @@ from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
+from headrace.evaluation.forgetting import Anchors
 from headrace.evaluation.sequential import Trial
 from headrace.evaluation.usual import Usual
 from headrace.experts.base import Encoding, Expert
@@ -80,6 +81,10 @@ class LearnerState:
     """Rows of all cuts so far, by fate."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
+    anchors: Anchors = field(default_factory=Anchors)
+    """Held-out queries of past increments, which show what is forgotten."""
+    num_unlooked: int = 0
+    """Queries that were scored since it was last looked at what is recommended (train/vitals.py)."""
     usual: Usual = field(default_factory=Usual)
     """What increments of this stream look like."""
     rollback: Rollback | None = None
@@ -153,6 +158,8 @@ class LearnerState:
                 parts[f"methods/{config.kind}"] = dict(state)
         if self.probes is not None:
             parts["probes"] = dict(self.probes.__dict__)
+        if len(self.anchors.held):
+            parts["anchors"] = self.anchors.arrays()
         return parts
 
     def own_parts(self, rank: int) -> Parts:
@@ -179,6 +186,8 @@ class LearnerState:
             "num_holds": self.num_holds,
             "rows": dict(self.rows),
             "trial": self.trial.state(),
+            "anchors": self.anchors.state(),
+            "num_unlooked": self.num_unlooked,
             "usual": self.usual.state(),
             "rollback": None if self.rollback is None else asdict(self.rollback),
         }
@@ -260,6 +269,9 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.repeats = Repeats(*facts["repeats"])
     state.rows |= facts["rows"]
     state.trial = Trial.from_state(facts["trial"])
+    state.num_unlooked = facts.get("num_unlooked", 0)
+    if "anchors" in manifest.parts:
+        state.anchors = Anchors.from_state(facts["anchors"], load_arrays(store.get_part(manifest.parts["anchors"])))
     state.usual = Usual.from_state(usual) if (usual := facts.get("usual")) else Usual()
     state.rollback = Rollback(**back) if (back := facts.get("rollback")) else None
     state.commit = manifest
