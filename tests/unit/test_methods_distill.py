@@ -59,7 +59,7 @@ def taught_step(*configs: MethodConfig, dtype: torch.dtype = torch.float64, **re
     """After an increment over the first 30 items; a second one over all has begun."""
     step = make_step(dtype=dtype, methods=build_methods(configs or (DistillConfig(rows="new"),)), **rest)
     passes(step, make_examples(1, 60, 30), 0, 30)
-    step.end_increment(make_examples(1, 60, 30))
+    step.end_increment(make_examples(1, 60, 30), np.arange(30), np.arange(30))
     step.begin_increment(NUM_ITEMS, 1)
     return step
 

@@ -69,7 +69,8 @@ def test_columns_follow_the_rows_of_the_table():
 
 def random_offset(draw: torch.Generator, num_queries: int, num_items: int) -> tuple[Offset, torch.Tensor]:
     shared_E = torch.randn(num_items, dtype=torch.float64, generator=draw)
-    row_N, column_N = torch.randint(num_queries, (30,), generator=draw).sort()[0], torch.randint(num_items, (30,))
+    row_N = torch.randint(num_queries, (30,), generator=draw).sort()[0]
+    column_N = torch.randint(num_items, (30,), generator=draw)
     added_N = torch.rand(30, dtype=torch.float64, generator=draw)
     whole = torch.zeros(num_queries, num_items, dtype=torch.float64).index_put((row_N, column_N), added_N, True)
     return Offset(shared_E, row_N, column_N, added_N), whole + shared_E
