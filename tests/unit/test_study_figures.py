@@ -11,7 +11,7 @@ from study_kit import WORDS, log_of, recipe_file
 from headrace.bench import compare
 from headrace.bench.study import forgetting, kinds
 from headrace.bench.study.answers import Answers
-from headrace.bench.study.charts import cost_chart, heat_map
+from headrace.bench.study.charts import cost_chart
 from headrace.bench.study.output import note
 from headrace.bench.study.page import build_page
 from headrace.bench.study.paired import above
@@ -23,6 +23,7 @@ from headrace.bench.study.table import markdown
 from headrace.bench.study.variants import variant
 from headrace.errors import ConfigError
 from headrace.inputs.contexts import offsets
+from headrace.tracking.heat import heat_map
 
 FIGURES = [("neural", "recall@20"), ("blend_running", "mrr@20")]
 
@@ -266,5 +267,5 @@ def test_two_methods_are_compared_from_what_was_kept(tmp_path):
 
 
 def test_charts_of_nothing_are_empty():
-    assert heat_map(np.full((3, 3), np.nan), 0.0, 1.0, "%") == ""
+    assert heat_map(np.full((3, 3), np.nan), range(3), range(3), "%", "period") == ""
     assert cost_chart({"online": (np.zeros(0), np.zeros(0))}, {"online": "live"}, "s", "%") == ""

@@ -1,13 +1,20 @@
 """Bias and forgetting: by hand, and in the commits of a stream."""
 
+import json
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from loop_kit import Stream, events, recipe, walks
 
 from headrace.catalogue.eligible import NEVER
+from headrace.commit.summary import Summary, summary_of
 from headrace.evaluation.bias import NEW_S, new_item_recall, recall_by_age, shown
 from headrace.evaluation.forgetting import SIZE, Anchors, Held, Score
 from headrace.inputs.contexts import contexts_of, offsets
+from headrace.tracking.page import build_page
+from headrace.tracking.report import Increments, Requests, build_report
+from headrace.tracking.wandb_run import row_of
 from headrace.train import increment, vitals
 
 HOUR_MS = 3_600_000
@@ -167,3 +174,48 @@ def test_a_stream_without_a_single_query_is_fine(tmp_path):
     for index in range(3):
         made.land(events(40, index, start_ms=index * 10**7, num_users=10**6))
     assert [commit.verdict for commit in made.advance()] == ["publish"] * 3
+
+
+def test_the_report_and_its_page_tell_how_the_learner_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(vitals, "_EVERY", 100)
+    commits = stream(tmp_path, 8).advance()
+    increments = Increments(map(summary_of, commits))
+    report = build_report(increments, Requests(), [])
+    assert set(report["anchors"]) <= {str(commit.cut) for commit in commits}
+    assert report["anchors"]["0"][0] == commits[0].facts["vitals"]["anchor"]["neural"]
+    told = report["vitals"]
+    assert told["popularity_lift"] == [commit.facts["vitals"].get("popularity_lift") for commit in commits]
+    assert told["update_ratio"][1] == commits[1].facts["training"]["update_ratio"]
+    frozen, live = (commits[3].facts["metrics"][name]["recall@20"] for name in ("frozen", "live"))
+    assert told["regret_at_20"][3] == pytest.approx(frozen - live)
+    assert told["average_forgetting_neural"][-1] is not None
+    page = build_page(report, "a run", increments.outcomes(), as_of_ms=0, is_running=False)
+    tree = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    text = " ".join(tree.itertext())
+    for words in (
+        "Bias and stability",
+        "popularity lift",
+        "Forgetting",
+        "after cut",
+        "recall@20 of frozen less that of live",
+    ):
+        assert words in text, words
+    for element in tree.iter():
+        assert not [value for name, value in element.attrib.items() if "nan" in value and name != "class"]
+
+
+def test_wandb_gets_the_same_figures(tmp_path):
+    commits = [summary_of(commit) for commit in stream(tmp_path, 3).advance()]
+    row = row_of(commits[2], None, {}, "store")
+    assert row["vitals/churn_at_20"] == commits[2].vitals["churn@20"]
+    assert row["vitals/update_ratio"] == commits[2].vitals["update_ratio"]
+    assert row["vitals/regret_at_20"] == row["recall_at_20/frozen"] - row["recall_at_20/live"]
+    assert row["forgetting/cut_2/neural"] == commits[2].anchor["neural"]
+    assert "vitals/popularity_lift" not in row, "it was not looked at"
+
+
+def test_a_summary_survives_the_journal_and_older_lines_are_read(tmp_path):
+    made = summary_of(stream(tmp_path, 2).advance()[1])
+    assert Summary.from_json(made.to_json()) == made
+    line = {name: value for name, value in json.loads(made.to_json()).items() if name not in ("vitals", "anchor")}
+    assert Summary.from_json(json.dumps(line)).vitals == {}

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headrace.commit.manifest import Manifest, Verdict
 
 KEPT_FIGURES = ("recall@20", "mrr@20")
 """The scores that are kept of each version that was scored."""
+_VITALS = ("popularity_lift", "coverage@20", "new_item_share", "new_item_recall@20", "churn@20")
+_BY_VOTER = ("average_forgetting", "backward_transfer")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Summary:
     wall_ms: int
     seconds: Mapping[str, float]
     """Where the increment's time went."""
+    vitals: Mapping[str, float | None] = field(default_factory=dict)
+    """How the learner is: bias, stability, forgetting, recall by age; None where that was not looked at."""
+    anchor: Mapping[str, float] | None = None
+    """The held-out queries that were asked: the ``cut`` that completed them, and R@20 of "neural" and "blend"."""
 
     @property
     def increment_s(self) -> float:
@@ -76,7 +82,23 @@ def summary_of(manifest: Manifest) -> Summary:
         dict(facts.get("weights") or {}),
         envelope.wall_ms,
         dict(envelope.seconds),
+        _vitals(facts),
+        (facts.get("vitals") or {}).get("anchor"),
     )
+
+
+def _vitals(facts: Mapping[str, Any]) -> dict[str, float | None]:
+    """One name for each figure; nothing of a commit that has none."""
+    found = facts.get("vitals")
+    if not found:
+        return {}
+    ages = found.get("recall_by_age") or {}
+    return {
+        **{name: found.get(name) for name in _VITALS},
+        "update_ratio": (facts.get("training") or {}).get("update_ratio"),
+        **{f"{name}/{voter}": value for name in _BY_VOTER for voter, value in (found.get(name) or {}).items()},
+        **{f"recall@20/age/{age}": one["recall@20"] for age, one in ages.items()},
+    }
 
 
 def _figures(figures: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.report import Outcome, replace_whole
 from headrace.tracking.samples import samples_section
 from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
+from headrace.tracking.vitals import vitals_sections
 
 _LANES = ("publish", ROLLED_BACK, "hold", "reject")
 _REFRESH_S = 15
@@ -38,6 +39,7 @@ def build_page(
         _weights(cuts, report, colour),
         _freshness(cuts, report),
         _outcomes(cuts, outcomes),
+        *vitals_sections(report),
         samples_section(report.get("samples", ())),
         _counters(report),
     ]

@@ -47,6 +47,7 @@ svg text { fill: var(--soft); } svg text.lane { fill: var(--ink); }
 .live { color: var(--live); } .frozen { color: var(--frozen); } .oracle { color: var(--oracle); }
 .e0 { color: var(--e0); } .e1 { color: var(--e1); } .e2 { color: var(--e2); } .e3 { color: var(--e3); }
 .e4 { color: var(--e4); } .e5 { color: var(--e5); } .uniform { color: var(--uniform); }
+.heat { fill: var(--live); } .heat:hover { stroke: var(--ink); }
 .tick.publish { fill: var(--live); } .tick.hold { fill: var(--e3); } .tick.reject { fill: var(--bad); }
 .tick.rolled-back { fill: var(--e2); } .tick:hover { fill: var(--ink); }
 table { margin-top: 10px; border-collapse: collapse; font-size: 15px; }

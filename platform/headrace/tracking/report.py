@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
 
 
 class Increments:
-    """All commits so far, a few numbers of each, so that a run may go on for ever: some 300 bytes a commit."""
+    """All commits so far, a few numbers of each, so that a run may go on for ever: some 500 bytes a commit."""
 
     def __init__(self, commits: Iterable[Summary] = ()) -> None:
         self.cuts = array("q")
@@ -139,6 +139,21 @@ class Increments:
         experts = sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == figure)
         return {**versions, "experts": {expert: self.series("experts", expert, figure) for expert in experts}}
 
+    def vitals(self) -> dict[str, list[float | None]]:
+        """How the learner was at each commit, by figure; what frozen found and live did not among them."""
+        names = sorted(name[1] for name in self._series if name[0] == "vitals")
+        found = {_plain(name): self.series("vitals", name) for name in names}
+        if found:
+            live, frozen = (self.series(name, "recall@20") for name in ("live", "frozen"))
+            pairs = zip(live, frozen, strict=True)
+            found["regret_at_20"] = [None if None in pair else (pair[1] or 0.0) - (pair[0] or 0.0) for pair in pairs]
+        return found
+
+    def anchors(self) -> dict[str, list[float | None]]:
+        """By the cut that completed them: what the neural expert made of held-out queries whenever they were asked."""
+        names = sorted((name[1] for name in self._series if name[0] == "anchor"), key=int)
+        return {name: self.series("anchor", name) for name in names}
+
     def weights(self) -> dict[str, list[float | None]]:
         """Each expert's weight after each commit."""
         names = sorted(name[1] for name in self._series if name[0] == "weights")
@@ -171,6 +186,14 @@ def _figures(commit: Summary) -> Iterator[tuple[tuple[str, ...], float | None]]:
     for expert, scores in commit.expert_scores.items():
         yield from ((("experts", expert, figure), scores.get(figure)) for figure in KEPT_FIGURES)
     yield from ((("weights", expert), weight) for expert, weight in commit.weights.items())
+    yield from ((("vitals", name), value) for name, value in commit.vitals.items())
+    if commit.anchor is not None:
+        yield ("anchor", f"{commit.anchor['cut']:.0f}"), commit.anchor["neural"]
+
+
+def _plain(name: str) -> str:
+    """A figure's name as a key of the report."""
+    return name.replace("@", "_at_").replace("/", "_")
 
 
 class Requests:
@@ -235,6 +258,8 @@ def build_report(
         "recall_at_20": increments.scores("recall@20"),
         "mrr_at_20": increments.scores("mrr@20"),
         "blend_weights": increments.weights(),
+        "vitals": increments.vitals(),
+        "anchors": increments.anchors(),
         "freshness_s": _freshness(increments, requests, landings, now_s),
         "requests": {
             "total": requests.total,

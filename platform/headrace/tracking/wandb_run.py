@@ -167,6 +167,15 @@ def row_of(
         row |= {f"{name}/{version}": (scores or {}).get(figure) for version, scores in commit.scores.items()}
         row |= {f"{name}/experts/{expert}": scores.get(figure) for expert, scores in commit.expert_scores.items()}
     row |= {f"blend_weights/{expert}": weight for expert, weight in commit.weights.items()}
+    row |= {f"vitals/{name.replace('@', '_at_')}": value for name, value in commit.vitals.items()}
+    if commit.vitals:
+        live, frozen = (row.get(f"recall_at_20/{version}") for version in ("live", "frozen"))
+        if isinstance(live, float) and isinstance(frozen, float):
+            row["vitals/regret_at_20"] = frozen - live
+    if commit.anchor is not None:
+        row |= {
+            f"forgetting/cut_{commit.anchor['cut']:.0f}/{name}": commit.anchor[name] for name in ("neural", "blend")
+        }
     row |= {f"verdicts/{verdict}": count for verdict, count in verdicts.items()}
     return {name: value for name, value in row.items() if value is not None}
 

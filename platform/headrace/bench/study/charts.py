@@ -1,6 +1,6 @@
-"""Charts that only a study needs: a matrix as a heat map, and curves over a logarithmic axis. Inline SVG, see tracking.
+"""The chart that only a study needs: curves over a logarithmic axis. Inline SVG, see tracking/.
 
-Shape legend: I periods trained, J periods asked, K points of a curve.
+Shape legend: K points of a curve.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,41 +8,14 @@ from html import escape
 
 import numpy as np
 
-from headrace.bench.study.forgetting import Matrix
 from headrace.tracking.series import Floats, log_ticks, round_ticks
 from headrace.tracking.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, curve, drawing, end_labels, text
 
 STYLE = """
-.heat { fill: var(--live); } .heat:hover { stroke: var(--ink); } .hole { fill: var(--grid); fill-opacity: .4; }
 td.num { white-space: nowrap; padding-right: 16px; }
 .line.published { stroke-dasharray: 2 5; } .published { color: var(--soft); }
 """
 _HEIGHT = 340
-_CELL_HEIGHT = 26
-_FAINTEST = 0.08
-
-
-def heat_map(score_IJ: Matrix, low: float, high: float, unit: str) -> str:
-    """Rows: after which period; columns: of which period. The darker, the nearer to ``high``; "" for an empty one."""
-    if not np.isfinite(score_IJ).any():
-        return ""
-    size = len(score_IJ)
-    width, height = (WIDTH - LEFT - RIGHT) / size, TOP + size * _CELL_HEIGHT + BOTTOM
-    parts = [text(0, TOP + 4, "after"), text(WIDTH - RIGHT + 12, height - BOTTOM + 18, f"of period, {unit}")]
-    for i in range(size):
-        y = TOP + i * _CELL_HEIGHT
-        parts.append(text(LEFT - 10, y + _CELL_HEIGHT / 2 + 4, f"period {i}", "end"))
-        parts.append(text(LEFT + (i + 0.5) * width, height - BOTTOM + 18, f"{i}", "middle"))
-        for j in range(i + 1):
-            place = f'x="{LEFT + j * width:.1f}" y="{y}" width="{width - 1:.1f}" height="{_CELL_HEIGHT - 1}"'
-            value = float(score_IJ[i, j])
-            if np.isnan(value):
-                parts.append(f'<rect class="hole" {place}><title>not run</title></rect>')
-                continue
-            share = _FAINTEST + (1 - _FAINTEST) * (value - low) / max(high - low, 1e-9)
-            title = f"after period {i}, of period {j}: {value:.2f} {unit}"
-            parts.append(f'<rect class="heat" {place} fill-opacity="{share:.3f}"><title>{title}</title></rect>')
-    return drawing(height, parts)
 
 
 def cost_chart(paths: Mapping[str, tuple[Floats, Floats]], css: Mapping[str, str], x_unit: str, y_unit: str) -> str:

@@ -9,10 +9,11 @@ from html import escape
 import numpy as np
 
 from headrace.bench.study.answers import NEURAL
-from headrace.bench.study.charts import STYLE, cost_chart, heat_map
+from headrace.bench.study.charts import STYLE, cost_chart
 from headrace.bench.study.published import Published
 from headrace.bench.study.summary import SHOWN, Summary
 from headrace.tracking.charts import Line, lines_chart
+from headrace.tracking.heat import heat_map
 from headrace.tracking.html import data_table, legend_list, section, whole
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.series import Curve, Floats, floats
@@ -109,7 +110,10 @@ def _matrices(summary: Summary) -> Iterator[str]:
                 f"Average forgetting {told[0]} points, backward transfer {told[1]}."
             )
             name = "neural expert" if voter == NEURAL else voter
-            yield section(f"Forgetting: {method}, {name}", note, "", heat_map(score_IJ, low, high, "%"))
+            periods = range(len(score_IJ))
+            yield section(
+                f"Forgetting: {method}, {name}", note, "", heat_map(score_IJ, periods, periods, "%", "period")
+            )
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:
