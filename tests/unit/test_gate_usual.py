@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from loop_kit import RING, Stream, lawful, recipe, walks
 
+from headrace.bench.poisons import TooFast
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import GateConfig
@@ -186,7 +187,7 @@ def test_a_learning_rate_that_is_too_high_is_rejected_and_forgotten(tmp_path: Pa
     stream.land(walks(200, WRONG + 1))
 
     def hurry(state):
-        state.step.config = state.step.config.model_copy(update={"learning_rate": 0.1})
+        state.step.methods = [*state.methods, TooFast()]
 
     (found,) = stream.advance(until=WRONG, change=hurry)
     assert found.verdict == "reject"

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from headrace.bench.output import print_table
-from headrace.bench.poisons import LEARNING_RATE, POISONS, Poison, poison
+from headrace.bench.poisons import POISONS, Poison, TooFast, poison
 from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
 from headrace.config.load import load_recipe
@@ -157,9 +157,8 @@ def _replayed(made: Recipe, device: str, last_cut: int, plan: Mapping[int, Poiso
     """The increments, one by one; progress is told where it takes long."""
 
     def change(part: CutRows, state: LearnerState) -> CutRows:
-        factor = LEARNING_RATE if plan.get(part.cut.number) == "learning_rate" else 1.0
-        train = made.train.model_copy(update={"learning_rate": made.train.learning_rate * factor})
-        state.step.config = train
+        too_fast = [TooFast()] if plan.get(part.cut.number) == "learning_rate" else []
+        state.step.methods = [*state.methods, *too_fast]
         return part
 
     told_s = monotonic_s()

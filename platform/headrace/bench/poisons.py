@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.config.recipe import ColumnsConfig
 from headrace.feed.schema import Column, Values
+from headrace.methods.base import Method
 
 Poison = Literal["shuffled", "one_item", "one_item_spread", "bot", "learning_rate"]
 POISONS: tuple[Poison, ...] = get_args(Poison)
@@ -20,9 +21,15 @@ FLOOD_EVENTS = 100_000
 """Of one item: in one session, or spread over made-up ones."""
 BOT_EVENTS = 10_000
 """Of random items, in one session."""
-LEARNING_RATE = 10.0
-"""Times too high; the rows are as they were."""
 _SESSION_EVENTS = 10
+
+
+class TooFast(Method):
+    """Beside an increment's own methods: a learning rate ten times too high. The rows are as they were."""
+
+    def learning_rate_scale(self, steps_since_fresh: int) -> float:
+        """Ten; see ``Method``."""
+        return 10.0
 
 
 @dataclass(frozen=True)
