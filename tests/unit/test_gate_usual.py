@@ -45,7 +45,7 @@ def rows(user: int = 20, item: int = 50, events: int = 1000, coherence: Coherenc
         (rows(item=20, user=20, events=20), None),
         (rows(coherence=coherent(0.64)), "in 64% of all cases, lately 80%, by chance 50%"),
         (rows(coherence=coherent(0.66)), None),
-        (rows(coherence=coherent(0.55, error=0.08)), None),
+        (rows(coherence=coherent(0.55, error=0.09)), None),
     ],
 )
 def test_each_rule_of_the_rows_says_what_it_saw(signs: RowSigns, word: str | None) -> None:
