@@ -147,6 +147,13 @@ def test_names_are_read_as_the_recipe_knows_them(recipe):
     assert not variant("online", recipe).fresh_optimizer
 
 
+def test_an_override_that_would_be_without_effect_is_refused(recipe):
+    words = ['methods=[{kind="replay"}]']
+    assert [config.kind for config in variant("default", recipe, words).recipe.methods] == ["replay"]
+    with pytest.raises(ConfigError, match="take the place of methods"):
+        variant("online", recipe, words)
+
+
 def test_experts_join_or_are_set_by_their_kind(recipe):
     def experts(name):
         return [

@@ -35,7 +35,7 @@ def run(
     *,
     data: Path,
     increments: int | None = None,
-    methods: str = "online",
+    methods: str = "default",
     seeds: int = 1,
     device: str = "cpu",
     tuned: int = 4,

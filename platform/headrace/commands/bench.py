@@ -143,7 +143,7 @@ def bench_stream(
             help="Names, as bench continual has them, separated by commas; beside them retrain_hourly and "
             "retrain_daily (from scratch), retrain_hourly_warm, retrain_daily_warm, frozen."
         ),
-    ] = "online",
+    ] = "default",
     seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
     tuned: Tuned = 4,
     device: str = "cpu",

@@ -66,6 +66,10 @@ def variant(
     stem, ends = _endings(name)
     words = list(overrides)
     if stem != "default":
+        if any(word.startswith("methods=") for word in overrides):
+            raise ConfigError(
+                f"method {name!r} would take the place of methods=..: say --methods default, or the kinds"
+            )
         words += _words([] if stem in references else stem.split("+"), base, name, references)
     if _UNTESTED in ends:
         words.append("gate.window=0")
