@@ -38,6 +38,13 @@ def log_in_the_shape_of(recipe: Recipe, folder: Path) -> None:
         landing.land(shard_name(index), table)
 
 
+def side_feed_of(recipe: Recipe, folder: Path) -> None:
+    """A file that names the same items, with every attribute that the recipe reads."""
+    attributes = {name: [f"{name} {item % 3}" for item in range(40)] for name in recipe.catalogue.attributes}
+    named = {"item_id": list(range(40)), "ts": [0] * 40, "name": [f"item {item}" for item in range(40)], **attributes}
+    Landing(str(folder)).land("items.parquet", pa.table(named))
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_comes_back_from_json(path: Path) -> None:
     recipe = load_recipe([str(path)])
@@ -47,9 +54,13 @@ def test_a_recipe_comes_back_from_json(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_learns_a_small_log_twice_alike(path: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    words = [*SMALL, f"feed.path={tmp_path}", 'feed.replay={slice_s="file"}', "feed.cut=shard", "feed.synthetic=none"]
+    log, items = tmp_path / "log", tmp_path / "items"
+    words = [*SMALL, f"feed.path={log}", 'feed.replay={slice_s="file"}', "feed.cut=shard", "feed.synthetic=none"]
+    if load_recipe([str(path)]).feed.items_path is not None:
+        words.append(f"feed.items_path={items}")
     recipe = load_recipe([str(path)], words)
-    log_in_the_shape_of(recipe, tmp_path)
+    log_in_the_shape_of(recipe, log)
+    side_feed_of(recipe, items)
     once, again = (list(replay(recipe, torch.device("cpu"), 2)) for _ in range(2))
     assert [m.verdict for m in once] == ["publish"] * 3
     assert all(lawful(m) for m in once)
