@@ -20,7 +20,7 @@ from headrace.bench.study.results import Study
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.summary import Summary
 from headrace.bench.study.table import markdown
-from headrace.bench.study.variants import variant
+from headrace.bench.study.variants import names_of, variant
 from headrace.errors import ConfigError
 from headrace.inputs.contexts import offsets
 from headrace.tracking.heat import heat_map
@@ -145,6 +145,17 @@ def test_names_are_read_as_the_recipe_knows_them(recipe):
     fresh = variant("replay-fresh-untested", recipe)
     assert (fresh.fresh_optimizer, fresh.recipe.gate.window, len(fresh.recipe.methods)) == (True, 0, 2)
     assert not variant("online", recipe).fresh_optimizer
+
+
+def test_names_are_joined_by_commas_but_for_those_in_brackets():
+    text = 'online,replay:ratio=2,online+a.b=[1, 2],online+c={d = 1, e = ["f", "g"]},joint'
+    assert names_of(text) == [
+        "online",
+        "replay:ratio=2",
+        "online+a.b=[1, 2]",
+        'online+c={d = 1, e = ["f", "g"]}',
+        "joint",
+    ]
 
 
 def test_an_override_that_would_be_without_effect_is_refused(recipe):

@@ -21,7 +21,7 @@ from headrace.bench.study.output import means_of, note, print_means, write, writ
 from headrace.bench.study.progress import Cell, Progress
 from headrace.bench.study.results import Row, Study
 from headrace.bench.study.shelf import Shelf
-from headrace.bench.study.variants import Variant, variant
+from headrace.bench.study.variants import Variant, names_of, variant
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
 
@@ -55,7 +55,7 @@ def run(
     wanted, words = cycles_of(cycles), [*overrides, f"feed.path={data}"]
     base = load_recipe([str(recipe)], words)
     chosen = [
-        variant(name, recipe, [*words, f"seed={seed}"]) for seed in range(1, seeds + 1) for name in methods.split(",")
+        variant(name, recipe, [*words, f"seed={seed}"]) for seed in range(1, seeds + 1) for name in names_of(methods)
     ]
     kind = kinds.cycles(tuned)
     with ExitStack() as stack:

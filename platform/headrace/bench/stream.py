@@ -24,7 +24,7 @@ from headrace.bench.study.results import Row, Study
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.stretches import DAY_S, Stretches
 from headrace.bench.study.summary import Summary
-from headrace.bench.study.variants import FROZEN, STREAM_REFERENCES, Variant, variant
+from headrace.bench.study.variants import FROZEN, STREAM_REFERENCES, Variant, names_of, variant
 from headrace.config.load import load_recipe
 from headrace.errors import ConfigError
 
@@ -53,7 +53,7 @@ def run(
     chosen = [
         variant(name, recipe, [*words, f"seed={seed}"], STREAM_REFERENCES)
         for seed in range(1, seeds + 1)
-        for name in methods.split(",")
+        for name in names_of(methods)
     ]
     with ExitStack() as stack:
         study = Study(folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-stream-"))))

@@ -50,6 +50,18 @@ class Variant:
         return folder_of(self.name)
 
 
+def names_of(text: str) -> list[str]:
+    """The names of a list that commas join, but for those within brackets."""
+    names, depth = [""], 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and not depth:
+            names.append("")
+        else:
+            names[-1] += sign
+    return names
+
+
 def folder_of(name: str) -> str:
     """A method's name, as a folder may be called."""
     return re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)
