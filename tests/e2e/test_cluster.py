@@ -170,7 +170,7 @@ def test_a_job_evaluates_what_the_other_left(live: Live, stopped: str) -> None:
     submit = ["submit", "--entrypoint-num-cpus", "1", "--working-dir", ".", "--", "python", "jobs/evaluate.py"]
     assert "written to" in live.job(*submit, "--data", str(log), "--out", str(out), str(recipe))
     means = json.loads((out / "stream.json").read_text())["result"]["means"]
-    assert [span["blend"]["recall@20"] > 0 for span in means["online"].values()] == [True]
+    assert [span["blend"]["recall@20"] > 0 for span in means["default"].values()] == [True]
 
 
 def test_replicas_come_and_go_with_the_load_and_nobody_is_turned_away(live: Live, stopped: str) -> None:
