@@ -1,4 +1,4 @@
-"""What Ray reads from the environment, and when: some of it once, as it is imported. So this comes before that."""
+"""What Ray and its processes read from the environment, some of it once, as Ray is imported: so this comes before."""
 
 import os
 
@@ -6,6 +6,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a dead worker is noticed
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MALLOC_ARENA_MAX": "2",  # else glibc keeps free pages for each of a process's threads
     "RAY_AUTH_MODE": "token",  # said explicitly: a local start would set it for this process anyway
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DATA_METADATA_PREFETCH_ON_THREAD": "0",  # feed/stream.py says why; read where ray.data is imported

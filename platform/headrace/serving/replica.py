@@ -16,6 +16,7 @@ from headrace.bundles.bundle import Loaded
 from headrace.bundles.watch import Watcher
 from headrace.clock import wall_ms
 from headrace.errors import HeadraceError
+from headrace.memory import TRIM_EVERY, trim
 from headrace.serving.batcher import Batcher
 from headrace.serving.request import Question, RequestError, parse
 from headrace.serving.service import Answer, answer
@@ -69,6 +70,8 @@ class Replica:
         answer(loaded, list(self._recent.copy()) or [Question()], wall_ms(), self.name)
         self._slot.put(loaded)
         self._num_swaps += 1
+        if self._num_swaps % TRIM_EVERY == 0:
+            trim()
         return True
 
     def answer_batch(self, questions: Sequence[Question]) -> list[Answer]:

@@ -19,6 +19,7 @@ from headrace.commit.retention import Retention
 from headrace.config.recipe import StoreConfig
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision
+from headrace.memory import TRIM_EVERY, trim
 from headrace.records import Cut
 from headrace.store.arrays import dump_arrays
 from headrace.store.fence import Epoch
@@ -83,6 +84,8 @@ class Committer:
             live = manifest if manifest.version is not None else state.published
             self._retention.add(manifest, _needed(live, state))
         state.commit = manifest
+        if cut.number % TRIM_EVERY == 0:
+            trim()
         return manifest
 
     def _store_parts(self, state: LearnerState) -> dict[str, PartRef]:

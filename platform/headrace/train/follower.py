@@ -20,6 +20,7 @@ from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import Recipe
 from headrace.errors import StoreError
 from headrace.feed.oracle import Oracle
+from headrace.memory import trim
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
 from headrace.tracking.page import build_page, write_page
@@ -252,3 +253,4 @@ class Follower:
         title, outcomes = self._report.absolute().parent.name, self.increments.outcomes()
         page = build_page(report, title, outcomes, as_of_ms=wall_ms(), is_running=now_s is not None)
         write_page(self._report.with_suffix(".html"), page)
+        trim()
