@@ -6,6 +6,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon a dead worker is noticed
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",  # else Ray's control server keeps a note of each of 100,000 requests
     "MALLOC_ARENA_MAX": "2",  # else glibc keeps free pages for each of a process's threads
     "RAY_AUTH_MODE": "token",  # said explicitly: a local start would set it for this process anyway
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
