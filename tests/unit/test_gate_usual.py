@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from loop_kit import RING, Stream, lawful, recipe, walks
 
 from headrace.bench.poisons import TooFast
@@ -15,6 +16,7 @@ from headrace.config.recipe import GateConfig
 from headrace.evaluation.coherence import Coherence, best_coherence, draw_controls
 from headrace.evaluation.gate import Signs, decide, decide_rows
 from headrace.evaluation.usual import RowSigns, Usual
+from headrace.recommend.block import share_below
 
 GATE = GateConfig()
 USUAL = Usual(
@@ -45,7 +47,7 @@ def rows(user: int = 20, item: int = 50, events: int = 1000, coherence: Coherenc
         (rows(item=20, user=20, events=20), None),
         (rows(coherence=coherent(0.64)), "in 64% of all cases, lately 80%, by chance 50%"),
         (rows(coherence=coherent(0.66)), None),
-        (rows(coherence=coherent(0.55, error=0.09)), None),
+        (rows(coherence=coherent(0.55, error=0.11)), None),
     ],
 )
 def test_each_rule_of_the_rows_says_what_it_saw(signs: RowSigns, word: str | None) -> None:
@@ -103,6 +105,15 @@ def test_coherence_by_hand() -> None:
     told = best_coherence({"a": np.array([1.0, nan, 0.5]), "b": np.array([0.2, 0.4, 0.0])})
     assert told == Coherence(0.75, 0.25 / np.sqrt(2), 2)
     assert best_coherence({"a": np.array([nan]), "b": np.zeros(0)}) is None
+
+
+def test_the_share_below_by_hand() -> None:
+    score_QE = torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.0, 0.3, 0.6, 0.1]])
+    row_T, column_T = np.array([0, 0, 1]), np.array([1, 0, 3])
+    assert share_below(score_QE, row_T, column_T, np.array([0, 1, 2, 3])).tolist() == [0.5, 1.0, 1 / 3]
+    assert share_below(score_QE, row_T, column_T, np.array([2, 2, 3])).tolist() == [2 / 3, 1.0, 0.0]
+    assert np.isnan(share_below(score_QE, row_T, column_T, np.array([1]))).tolist() == [True, False, False]
+    assert np.isnan(share_below(score_QE, row_T, column_T, np.zeros(0, dtype=np.int64))).all()
 
 
 def test_controls_are_drawn_evenly_and_from_all_ranks() -> None:

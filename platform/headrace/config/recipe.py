@@ -351,8 +351,9 @@ class DistillConfig(Section):
     """Of its mean cross-entropy, beside the mean one of new targets, which weighs 1."""
     adaptive: bool = True
     """Times sqrt(old items / items * taught examples / new examples): the more is new, the less the past is held."""
-    own_targets: Share = 1.0
-    """What a replayed example's own target still weighs. 0: the teacher alone is heard there."""
+    own_targets: Share = 0.0
+    """What a replayed example's own target still weighs. 0, as in ADER: the teacher alone is heard there; targets that
+    were trained before are learned by heart when they come again."""
     temperature: PositiveFloat = 1.0
     """By which both models' scores are divided before they are compared."""
 
@@ -535,7 +536,7 @@ class GateConfig(Section):
     where it is more than a half."""
     min_coherence: Share = 0.5
     """reject: how often contexts rank their own next item over others of the cut, less one half, over what that usually
-    is, where it is 3 standard errors below. Where items do not belong to their rows it is about 0. 0: not asked."""
+    is, where it is 2.5 standard errors below. Where items do not belong to their rows it is about 0. 0: not asked."""
     max_update_growth: PositiveFloat = 4.0
     """reject: the update's norm over what recent increments make one expect of as many steps."""
     max_unusual: PositiveInt = 5

@@ -4,7 +4,7 @@ Were item ids dealt out anew among a cut's rows, a context would be followed by 
 rank its own target above that of another query half of the time, whatever has been learned, and however popular the
 items are, since both come from the same rows (a two-sample rank test: Mann and Whitney, 1947). A stream that moves by
 itself leaves the items that a version knows above one half; those that it does not know are not compared.
-Of all who answer the best counts, so that a version that has gone wrong does not put the blame on the rows.
+Of learner, live and trusted the best counts, so that a version that has gone wrong does not put the blame on the rows.
 Shape legend: Q queries, T targets (flat), C controls.
 """
 
@@ -37,7 +37,7 @@ def draw_controls(target_T: NDArray[np.int64], gather: Gather) -> NDArray[np.int
 
 
 def best_coherence(above: Mapping[str, NDArray[np.float64]]) -> Coherence | None:
-    """Of the answer that tells most; ``above`` names each one's shares of controls below the target, ``(Q,)``.
+    """Of the version that tells most; ``above`` names each one's shares of controls below the target, ``(Q,)``.
 
     NaN where there is nothing to compare; None where there never is.
     """

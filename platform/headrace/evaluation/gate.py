@@ -12,7 +12,7 @@ from headrace.evaluation.coherence import Coherence
 from headrace.evaluation.usual import RowSigns, Usual
 
 _SMALL_USER, _SMALL_ITEM = 0.1, 0.5  # shares that are not looked into, however unusual
-_ERRORS = 3.0  # standard errors by which a coherence must be below what is usual
+_ERRORS = 2.5  # standard errors by which a coherence must be below what is usual
 
 
 @dataclass(frozen=True)

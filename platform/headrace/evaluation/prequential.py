@@ -170,7 +170,7 @@ def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
 
 def _above(judged: Iterable[Judged]) -> dict[str, NDArray[np.float64]]:
     """For each target, (T,): the share of controls that each of these answers ranks below it."""
-    return {f"{nth}/{name}": above_T for nth, one in enumerate(judged) for name, above_T in one.above.items()}
+    return {str(nth): one.above_T for nth, one in enumerate(judged) if one.above_T is not None}
 
 
 def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ K answers or experts.
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,18 +65,19 @@ class Judged:
     target was seen and seen items come last."""
     slope: Mapping[str, NDArray[np.float64]]
     """By "neural" and each counter: that probability's derivative by the logarithm of the expert's exponent, (T,)."""
-    above: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """By "blend" and "neural", where controls were named: the share of them, the target itself left out, that score
-    below the target, (T,); nan where it is not eligible, or the expert abstains."""
+    above_T: NDArray[np.float64] | None = None
+    """Where controls were named: the share of them, the target itself left out, that the blend scores below the target;
+    nan where it is not eligible, or no other control is."""
 
     @classmethod
     def joined(cls, parts: Sequence["Judged"]) -> "Judged":
         """Of one version's answers to several groups of queries, in turn; at least one."""
+        above = [part.above_T for part in parts if part.above_T is not None]
         return cls(
             {name: np.concatenate([part.rank[name] for part in parts]) for name in parts[0].rank},
             {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
             {name: np.concatenate([part.slope[name] for part in parts]) for name in parts[0].slope},
-            {name: np.concatenate([part.above[name] for part in parts]) for name in parts[0].above},
+            np.concatenate(above) if above else None,
         )
 
 
@@ -186,15 +187,16 @@ class Recommender:
         """Rank and probability of each target; query q has the targets between its two offsets.
 
         With ``ranks_only``, nothing but what the blend and the neural expert make of them. ``controls`` are item
-        numbers that every target is compared with. ``heard`` is what these counters have said to the same queries, by
-        block: read where it is there, else filled in, so that several versions with the same counters ask them once.
+        numbers that the blend compares every target with. ``heard`` is what these counters have said to the same
+        queries, by block: read where it is there, else filled in, so that several versions with the same counters ask
+        them once.
         """
         told = () if ranks_only else self._names
         judged = Judged(
             {name: np.full(len(target_T), MISS, dtype=np.int64) for name in (BLEND, NEURAL, *told[1:-1])},
             {name: np.full(len(target_T), np.nan) for name in told},
             {name: np.full(len(target_T), np.nan) for name in told[:-1]},
-            {name: np.full(len(target_T), np.nan) for name in (BLEND, NEURAL) if controls is not None},
+            None if controls is None else np.full(len(target_T), np.nan),
         )
         control_C = self.eligible.column_of(controls if controls is not None else _NOTHING)
         control_C = control_C[control_C >= 0]
@@ -260,9 +262,6 @@ class Recommender:
         """The neural expert's and the blend's part of ``judged`` at ``index_T``."""
         on_T = block.neural_Q[row_T]
         judged.rank[NEURAL][index_T[on_T]] = rank(block.logits_QE, row_T[on_T], column_T[on_T])
-        if judged.above:
-            above_T = share_below(block.logits_QE, row_T[on_T], column_T[on_T], control_C)
-            judged.above[NEURAL][index_T[on_T]] = above_T
         total_Q = block.exponentials()
         if NEURAL in judged.probability:
             on_T = on_T & _unseen(block, row_T, column_T)
@@ -272,8 +271,8 @@ class Recommender:
             judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
         score_QE = block.mix(block.weights(self._weight_K), total_Q)
         judged.rank[BLEND][index_T] = rank(score_QE, row_T, column_T)
-        if judged.above:
-            judged.above[BLEND][index_T] = share_below(score_QE, row_T, column_T, control_C)
+        if judged.above_T is not None:
+            judged.above_T[index_T] = share_below(score_QE, row_T, column_T, control_C)
 
     def _blocks(self, contexts: Contexts, heard: MutableMapping[int, Heard] | None = None) -> Iterator[Block]:
         """What every expert says, block by block; nothing where no item is eligible."""
