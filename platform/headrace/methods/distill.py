@@ -4,9 +4,9 @@ A frozen copy knows all that was learned so far, and gives its whole distributio
 item. Its weight is ADER's: the more items and examples are new, the less the past is held.
 
 Measured on three tenths of DIGINETICA (width 64, one seed, 8 epochs, then 4 a cycle), R@20 of the neural expert in
-cycles 2, 3 and 4: without the past 47.8, 48.0, 46.3; with as many replayed examples 47.1, 46.6, 44.1, since targets that
-come again are learned by heart; these distilled beside their own targets 48.2, 48.0; by the teacher alone 48.9, 48.8,
-47.1.
+cycles 2, 3 and 4: without the past 47.8, 48.0, 46.3; with as many replayed examples 47.1, 46.6, 44.1, since targets
+that come again are learned by heart; these distilled beside their own targets 48.2, 48.0; by the teacher alone 48.9,
+48.8, 47.1. In the mean of cycles 1 to 5: 47.3 against 46.5, MRR@20 18.3 against 17.8, and nothing gained in the blend.
 """
 
 from typing import ClassVar
