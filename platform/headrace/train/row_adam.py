@@ -12,49 +12,33 @@ has 50.4 with 512 negatives. Cycle 2, one update later: this 51.0; with a bias c
 Shape legend: V rows of the table, R distinct rows of a step, D width.
 """
 
-import torch
 from torch import Tensor
 
-from headrace.models.table import grown
+from headrace.train.row_state import TOUCHED_AT, RowState
 
 _BETA = 0.999
 _EPSILON = 1e-8
 
 
-class RowAdam:
-    """Second moment and last touch of each row, on the table's device; they grow with it, new rows' at zero."""
+class RowAdam(RowState):
+    """Second moment and last touch of each row."""
 
-    KEYS = ("exp_avg_sq", "touched_at")
+    KEYS = ("exp_avg_sq", TOUCHED_AT)
 
     def __init__(self, weight_VD: Tensor) -> None:
-        self.tensors = {
-            "exp_avg_sq": weight_VD.new_zeros((0, weight_VD.shape[1])),
-            "touched_at": torch.zeros(0, dtype=torch.int32, device=weight_VD.device),
-        }
-        """By key; ``touched_at`` is a step, 0: never."""
-
-    def grow(self, num_rows: int) -> None:
-        """Make room for ``num_rows`` rows; those that are there keep their state."""
-        for key, old in self.tensors.items():
-            if len(old) < num_rows:
-                self.tensors[key] = grown(old, num_rows)
+        super().__init__("exp_avg_sq", weight_VD.new_zeros((0, weight_VD.shape[1])))
 
     def update_(self, slot_R: Tensor, row_RD: Tensor, gradient_RD: Tensor, learning_rate: float, step: int) -> None:
         """One step of ``row_RD``, the weights of the rows ``slot_R`` (distinct), in place.
 
         ``step`` counts from the optimizer's birth, from 1 on, and rises by one a call.
         """
-        elapsed_R = step - self.tensors["touched_at"].index_select(0, slot_R)
+        elapsed_R = step - self.tensors[TOUCHED_AT].index_select(0, slot_R)
         square_RD = self.tensors["exp_avg_sq"].index_select(0, slot_R)
         square_RD.mul_((_BETA ** elapsed_R.double()).to(row_RD).unsqueeze(1))
         square_RD.addcmul_(gradient_RD, gradient_RD, value=1.0 - _BETA)
         self.tensors["exp_avg_sq"].index_copy_(0, slot_R, square_RD)
-        self.tensors["touched_at"].index_fill_(0, slot_R, step)
+        self.tensors[TOUCHED_AT].index_fill_(0, slot_R, step)
         correction: float = (1.0 - _BETA**step) ** 0.5
         root_RD = square_RD.sqrt_().add_(_EPSILON * correction)
         row_RD.addcdiv_(gradient_RD, root_RD, value=-learning_rate * correction)
-
-    def reset(self, slot_R: Tensor) -> None:
-        """These rows belong to other items from now on: as if never touched."""
-        for tensor in self.tensors.values():
-            tensor.index_fill_(0, slot_R, 0)
