@@ -14,18 +14,28 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._pages = Pages(store, "journal")
+        self._written: tuple[Page, dict[int, str]] | None = None
+        """The page written last, and its lines by cut: cuts leave in order, nearly."""
 
     def add(self, summary: Summary) -> None:
         """Write the line of a commit, whole or not at all; writing it again changes nothing."""
-        known = {line.cut: line for line in _read(self._pages.lines(summary.cut))}
-        if known.get(summary.cut) == summary:
+        page, lines = self._page_of(summary.cut)
+        line = summary.to_json()
+        if lines.get(summary.cut) == line:
             return
-        known[summary.cut] = summary
-        first = summary.cut - summary.cut % PAGE_LINES
-        page = self._pages.of(summary.cut) or Page(first, first + PAGE_LINES - 1)
-        self._pages.put(page, [known[cut].to_json() for cut in sorted(known)])
-        if len(known) == 1:
+        lines = {**lines, summary.cut: line}  # what is remembered is what was stored
+        self._pages.put(page, [lines[cut] for cut in sorted(lines)])
+        self._written = page, lines
+        if len(lines) == 1:
             self._pages.fold(below=page.first)
+
+    def _page_of(self, cut: int) -> tuple[Page, dict[int, str]]:
+        """The page that is to hold this cut, and what it has."""
+        if self._written is not None and self._written[0].first <= cut <= self._written[0].last:
+            return self._written
+        first = cut - cut % PAGE_LINES
+        page = self._pages.of(cut) or Page(first, first + PAGE_LINES - 1)
+        return page, {Summary.from_json(line).cut: line for line in self._pages.lines(cut)}
 
     def has(self, cut: int) -> bool:
         """Whether this commit has a line, as stored now."""

@@ -97,9 +97,11 @@ class Candidate:
     """What an increment would publish, and what the gate says of it."""
 
     recommender: Recommender
-    answered_PK: NDArray[np.int64] | None
-    """What it answers to the probes."""
     decision: Decision
+    answered_PK: NDArray[np.int64] | None = None
+    """What it answers to the probes; None where it was not asked."""
+    churn: float | None = None
+    """Share of those answers that live does not give; None where there is nothing to compare."""
 
 
 def train_increment(
@@ -136,11 +138,11 @@ def train_increment(
     watch.lap("train")
     if state.probes is None:
         state.probes = _probes(asked, state, group)
-    made = Candidate(state.recommender(), None, rejected) if rejected else _try(state, taken, trained, reviewed, usual)
+    made = Candidate(state.recommender(), rejected) if rejected else _try(state, taken, trained, reviewed, usual)
     decision, fates = reviewed.explain(made.decision), dict(taken.fates)
     if decision.verdict == "reject":
         _reject(state, committer.store, group, cut_rows, decision)
-        made, fates = Candidate(state.recommender(), None, decision), {"quarantined": cut.num_rows}
+        made, fates = Candidate(state.recommender(), decision), {"quarantined": cut.num_rows}
     else:
         _accept(state, cut.number, decision, usual.add(row_signs, (trained.update_ratio, trained.passed.steps)))
         vitals |= measure(intake, state, group, cut.number, made.recommender)
@@ -154,7 +156,7 @@ def train_increment(
         "training": trained.facts(),
         "signs": row_signs.facts(),
         "review": reviewed.facts(decision.verdict),
-        "vitals": {**vitals, "churn@20": _churn(state, made.answered_PK)},
+        "vitals": {**vitals, "churn@20": made.churn},
     }
     manifest = committer.commit(state, decision, figures, cut, watch)
     _note_versions(state, made, manifest, committer.store)
@@ -339,17 +341,18 @@ def _try(state: LearnerState, taken: Taken, trained: Trained, reviewed: Review, 
     candidate = state.recommender()
     finite, max_abs = state.step.extremes()
     answered_PK = state.probed(candidate) if finite else None
+    churn = _churn(state, answered_PK)
     signs = Signs(
         is_warmup=state.commit is None,
         finite=finite,
         max_abs=max_abs,
         update_ratio=trained.update_ratio,
         steps=trained.passed.steps,
-        churn=_churn(state, answered_PK) if reviewed.version is None else None,
+        churn=churn if reviewed.version is None else None,
         eligible_before=0 if state.learner is None else _not_retired(state, state.learner.eligible),
         eligible_after=len(candidate.eligible),
     )
-    return Candidate(candidate, answered_PK, decide(signs, usual, state.recipe.gate))
+    return Candidate(candidate, decide(signs, usual, state.recipe.gate), answered_PK, churn)
 
 
 def _accept(state: LearnerState, cut: int, decision: Decision, usual: Usual) -> None:
