@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
 from headrace.catalogue.slots import NONE
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, SasRecConfig
+from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, ModelConfig
 from headrace.errors import StoreError
 from headrace.experts.build import load_experts, read_configs
 from headrace.history.past import Past
@@ -186,7 +187,7 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
 
     inputs = InputsConfig.model_validate(bundle.recipe["inputs"])
     alive_s = CatalogueConfig.model_validate(bundle.recipe["catalogue"]).alive_s
-    config = SasRecConfig.model_validate(bundle.recipe["model"])
+    config: ModelConfig = TypeAdapter(ModelConfig).validate_python(bundle.recipe["model"])
     model = load_model(config, inputs.max_events, folder("model"))
     model = model.requires_grad_(False).to(device)
     catalogue = Catalogue.from_state(folder("catalogue"))

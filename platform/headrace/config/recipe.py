@@ -28,6 +28,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _kind_is(default: str) -> BeforeValidator:
+    """Sections that name no kind are of this one."""
+    return BeforeValidator(lambda section: {"kind": default, **section} if isinstance(section, dict) else section)
+
+
 class RunConfig(Section):
     """Where a run lives and with what it runs."""
 
@@ -284,6 +289,41 @@ class SasRecConfig(Section):
     prior: PriorConfig | None = None
 
 
+class NspConfig(Section):
+    """Next-session prediction: a context token opens every session (TBGRecall, arXiv 2508.11977).
+
+    Made for ``inputs.context = "user"`` and ``inputs.sessions = "set"``, where a session is asked for at its start.
+    """
+
+    kind: Literal["nsp"] = "nsp"
+    width: PositiveInt = 64
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 1
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    scores: Literal["dot", "cosine"] = "dot"
+    temperature: PositiveFloat = 0.0625
+    """Of cosine scores; dot products have none."""
+    prior: PriorConfig | None = None
+    session_gap_s: Annotated[int, Field(ge=0)] = 1800
+    """A silence of more than this ends a session, in the model's eyes."""
+    session_mask: bool = True
+    """Whether items see earlier sessions alone; else all items before them."""
+    rotary: Literal["session", "token", "none"] = "session"
+    """What shares a rotary position: all tokens of a session, or no two; or nothing turns."""
+    sessions_ahead: PositiveInt = 2
+    """A context token is asked for so many sessions, from the one that it opens on; 1: for that one alone."""
+    ahead_weight: Share = 0.5
+    """Of the targets of each session further on, times the weight of those before it."""
+    separate: bool = True
+    """Whether items and context tokens have projections of their own, at the entrance and in the first block."""
+    experts: Annotated[int, Field(ge=0)] = 0
+    """In place of each feed-forward layer: so many, of which a token asks two, and one that all ask. 0: a plain one."""
+
+
+ModelConfig = Annotated[SasRecConfig | NspConfig, Field(discriminator="kind"), _kind_is("sasrec")]
+"""Every kind of model; a section that names none is a "sasrec"."""
+
+
 class SoftmaxConfig(Section):
     """Cross-entropy over the whole eligible set."""
 
@@ -309,11 +349,6 @@ class SampledSoftmaxConfig(Section):
     """Of the frequencies: a target so many targets ago counts half."""
     uniform_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Of the draws by frequency: so many are spread evenly, so that every item can be drawn."""
-
-
-def _kind_is(default: str) -> BeforeValidator:
-    """Sections that name no kind are of this one."""
-    return BeforeValidator(lambda section: {"kind": default, **section} if isinstance(section, dict) else section)
 
 
 ObjectiveConfig = Annotated[SoftmaxConfig | SampledSoftmaxConfig, Field(discriminator="kind"), _kind_is("softmax")]
@@ -640,7 +675,7 @@ class Recipe(Section):
     catalogue: CatalogueConfig = CatalogueConfig()
     history: HistoryConfig = HistoryConfig()
     replay: ReplayBufferConfig = ReplayBufferConfig()
-    model: SasRecConfig = SasRecConfig()
+    model: ModelConfig = SasRecConfig()
     objective: ObjectiveConfig = SoftmaxConfig()
     methods: tuple[MethodConfig, ...] = (OnlineConfig(),)
     train: TrainConfig = TrainConfig()

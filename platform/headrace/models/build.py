@@ -5,16 +5,17 @@ chunks of rows, "table/00000", "table/00001", .., so that rows which did not cha
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import SasRecConfig
+from headrace.config.recipe import ModelConfig, NspConfig, SasRecConfig
 from headrace.errors import StoreError
 from headrace.models.base import RecallModel
+from headrace.models.nsp import NextSession
 from headrace.models.sasrec import SasRec
 from headrace.models.table import ItemTable
 from headrace.records import hash64
@@ -27,10 +28,10 @@ _ROW_NORM = 0.125  # of a fresh row: sqrt(width) times its entries' deviation
 _SEED = "table_seed"
 
 
-def build_model(config: SasRecConfig, max_events: int, capacity: int, seed: int) -> RecallModel:
+def build_model(config: ModelConfig, max_events: int, capacity: int, seed: int) -> RecallModel:
     """A fresh model with ``capacity`` rows; the seed alone decides it, whatever the state of torch's generators."""
     with torch.device("meta"):  # nothing is drawn from torch's global generator
-        encoder = SasRec(config, max_events)
+        encoder = _encoder(config, max_events)
     encoder.to_empty(device="cpu")
     encoder.reset(torch.Generator().manual_seed(hash64(seed, "encoder") >> 1))
     table = ItemTable(config.width, capacity, hash64(seed, "table") >> 1, _ROW_NORM * config.width**-0.5)
@@ -45,13 +46,13 @@ def model_parts(model: RecallModel) -> Parts:
     return parts
 
 
-def load_model(config: SasRecConfig, max_events: int, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> RecallModel:
+def load_model(config: ModelConfig, max_events: int, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> RecallModel:
     """The model whose ``model_parts`` these were, equal to the byte, capacity included.
 
     StoreError where the parts belong to a model of another shape.
     """
     with torch.device("meta"):  # nothing is drawn
-        encoder = SasRec(config, max_events)
+        encoder = _encoder(config, max_events)
     state = {name: torch.from_numpy(array).clone() for name, array in parts["encoder"].items() if name != _SEED}
     try:
         encoder.load_state_dict(state, assign=True)
@@ -79,6 +80,16 @@ def join_chunks(prefix: str, name: str, parts: Mapping[str, Mapping[str, NDArray
     if not chunks:
         raise StoreError(f"no part {prefix}/00000 among {sorted(parts)}")
     return np.concatenate(chunks)
+
+
+def _encoder(config: ModelConfig, max_events: int) -> SasRec | NextSession:
+    match config:
+        case SasRecConfig():
+            return SasRec(config, max_events)
+        case NspConfig():
+            return NextSession(config, max_events)
+        case _:
+            assert_never(config)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

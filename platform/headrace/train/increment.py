@@ -19,10 +19,12 @@ from headrace.blend.weights import update
 from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
+from headrace.config.recipe import NspConfig
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision, Signs, decide, decide_rows
 from headrace.evaluation.prequential import Queries, Scored, sample, score
 from headrace.evaluation.usual import RowSigns, Usual
+from headrace.inputs.ahead import ahead
 from headrace.inputs.contexts import Contexts, concatenate
 from headrace.inputs.examples import Examples
 from headrace.recommend.prior import Prior
@@ -239,6 +241,8 @@ def _train(
     start_rows(state)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
+    if isinstance(recipe.model, NspConfig):
+        made = ahead(made, recipe.model.sessions_ahead, recipe.model.ahead_weight, recipe.model.session_gap_s)
     replayed = _replayed(made, state, increment, watch)
     touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
     counts_first = warmup and recipe.model.prior is not None  # there are no counters of before, and nothing else to add

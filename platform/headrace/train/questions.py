@@ -36,6 +36,8 @@ def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
     wanted_N = intake.trained_N & intake.rows.target_N
     if config.sessions == "set":
         index_T, offset_R, as_of_S = _sets(intake, wanted_N & ~intake.opened_N)
+        if shape == "sessions":
+            return _one_pass(intake, index_T, np.repeat(as_of_S, np.diff(offset_R)), config)
         contexts = _contexts(intake, index_T[offset_R[:-1]], as_of_S, config)
         sequence_T = np.repeat(np.arange(len(as_of_S)), np.diff(offset_R))
         return _examples(intake, contexts, sequence_T, np.zeros(len(index_T), dtype=np.int64), index_T)
@@ -44,7 +46,8 @@ def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
         contexts = _contexts(intake, index_T, intake.rows.ts_N[index_T], config)
         place_T = np.arange(len(index_T))
         return _examples(intake, contexts, place_T, np.zeros(len(index_T), dtype=np.int64), index_T)
-    return _one_pass(intake, np.flatnonzero(wanted_N), config)
+    index_T = np.flatnonzero(wanted_N)
+    return _one_pass(intake, index_T, intake.rows.ts_N[index_T], config)
 
 
 def counted(intake: Intake, config: InputsConfig) -> Counted:
@@ -84,20 +87,22 @@ def _sets(
     return index_T, offset_R, np.minimum.reduceat(intake.rows.ts_N[index_T], offset_R[:-1])
 
 
-def _one_pass(intake: Intake, index_T: NDArray[np.int64], config: InputsConfig) -> Examples:
-    """Windows over each key's events, the last one ending at its newest, with a target wherever a new row follows."""
+def _one_pass(intake: Intake, index_T: NDArray[np.int64], as_of_T: NDArray[np.int64], config: InputsConfig) -> Examples:
+    """Windows over each key's events, the last one ending at its newest, with a target wherever a new row is asked."""
     log, size = intake.log, config.max_events
-    key_T, ts_T = intake.key_N[index_T], intake.rows.ts_N[index_T]
-    first_T, before_T = span_before(log, key_T, ts_T)
+    key_T = intake.key_N[index_T]
+    first_T, before_T = span_before(log, key_T, as_of_T)
     stop_T = np.searchsorted(log.key_N, key_T, side="right")
     at_T = before_T - 1  # the newest strictly earlier event; before the first where there is none
     asked_T = at_T >= first_T
-    index_T, first_T, stop_T, at_T = index_T[asked_T], first_T[asked_T], stop_T[asked_T], at_T[asked_T]
+    index_T, as_of_T, at_T = index_T[asked_T], as_of_T[asked_T], at_T[asked_T]
+    first_T, stop_T = first_T[asked_T], stop_T[asked_T]
     back_T = stop_T - 1 - at_T
     end_T = stop_T - back_T // size * size
     order = np.lexsort((at_T, end_T))
-    index_T, first_T, at_T, end_T = index_T[order], first_T[order], at_T[order], end_T[order]
+    index_T, as_of_T, first_T, at_T, end_T = (of_T[order] for of_T in (index_T, as_of_T, first_T, at_T, end_T))
     end_S, lead_S, sequence_T = np.unique(end_T, return_index=True, return_inverse=True)
+    last_S = np.append(lead_S, len(end_T))[1:] - 1  # asked nearest to the window's end
     start_S = np.maximum(first_T[lead_S], end_S - size)
     flat = ranges(start_S, end_S - start_S)
     contexts = Contexts(
@@ -105,8 +110,8 @@ def _one_pass(intake: Intake, index_T: NDArray[np.int64], config: InputsConfig) 
         log.ts_N[flat],
         log.kind_N[flat],
         offsets(end_S - start_S),
-        intake.rows.ts_N[index_T[lead_S]],
-        intake.session_N[index_T[lead_S]],
+        as_of_T[last_S],
+        intake.session_N[index_T[last_S]],
     )
     return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T)
 

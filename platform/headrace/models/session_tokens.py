@@ -1,0 +1,137 @@
+"""Where the tokens of a batch stand for next-session prediction (TBGRecall, arXiv 2508.11977), and who sees whom.
+
+A session begins where a longer silence ends. Each has a context token, which opens it, and the items of one session do
+not see each other. A question is a context token, too: of the session that begins where it asks; where the events go on
+without a silence it stands apart, and no other token sees it. So the same events and question give the same vector,
+whatever else is asked of the row. numpy alone; the order of tokens is: L events, then up to C context tokens.
+Shape legend: B batch, L length, C context tokens of a row, T = L + C tokens, P questions, N context tokens of all rows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.inputs.contexts import ModelInputs
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SessionTokens:
+    """Made by ``lay_out``, read by ``models.nsp``."""
+
+    place_BT: Ints
+    """The number of each token's session in its row, from 0; what rotary embeddings turn by."""
+    is_there_BT: Bools
+    """Whether there is a token; what is not there sees itself, so that no row of a softmax is empty."""
+    seen_BTT: Bools
+    """Whether the token of the row sees that of the column."""
+    opens_ms_BC: Ints
+    """When the session that a context token opens begins."""
+    silence_ms_BC: Ints
+    """How long nothing had happened then; -1: there is nothing before."""
+    question_P: Ints
+    """The context token of each question, among the row's C."""
+
+    @property
+    def useful_share(self) -> float:
+        """Of the tokens that are computed, those that are there."""
+        return float(self.is_there_BT.mean())
+
+
+def lay_out(
+    inputs: ModelInputs,
+    row_P: Ints,
+    back_P: Ints,
+    gap_s: int,
+    places: Literal["session", "token"] = "session",
+    items_see: Literal["earlier_sessions", "earlier_items"] = "earlier_sessions",
+) -> SessionTokens:
+    """Tokens of a batch and its questions, ``back_P`` events before the newest one of row ``row_P``.
+
+    A silence of more than ``gap_s`` seconds ends a session. ``places`` and ``items_see`` name what an ablation changes:
+    a place for each token, and a plain causal mask.
+    """
+    is_event_BL = inputs.slot_BL >= 0
+    num_rows, length = is_event_BL.shape
+    begins_BL = session_begins(inputs.ts_BL, is_event_BL, gap_s)
+    begun_BL = np.cumsum(begins_BL, axis=1, dtype=np.int64)
+    session_BL = begun_BL - 1
+    first_B = length - is_event_BL.sum(axis=1)
+    asks_at_P = np.maximum(length - back_P, first_B[row_P])
+    is_apart_P = np.pad(~begins_BL, ((0, 0), (0, 1)), constant_values=True)[row_P, asks_at_P]
+    row_N, column_N = np.nonzero(begins_BL)
+    own_N = (row_N * (length + 1) + column_N) * 2
+    asked_P = (row_P * (length + 1) + asks_at_P) * 2 + is_apart_P
+    key_N = np.unique(np.concatenate([own_N, asked_P]))
+    row_N, column_N, apart_N = key_N // 2 // (length + 1), key_N // 2 % (length + 1), key_N % 2 == 1
+    place_N = np.arange(len(key_N)) - np.searchsorted(row_N, row_N)
+    question_P = place_N[np.searchsorted(key_N, asked_P)]
+    width = int(place_N.max(initial=-1)) + 1
+    column_BC = np.full((num_rows, width), -1, dtype=np.int64)
+    apart_BC = np.zeros((num_rows, width), dtype=np.bool_)
+    column_BC[row_N, place_N], apart_BC[row_N, place_N] = column_N, apart_N
+    before_BC = np.pad(begun_BL, ((0, 0), (1, 0)))[np.arange(num_rows)[:, None], column_BC]
+    is_there_BT = np.concatenate([is_event_BL, column_BC >= 0], axis=1)
+    session_BT = np.where(is_there_BT, np.concatenate([session_BL, before_BC], axis=1), 0)
+    opens_ms_BC, silence_ms_BC = _times(inputs, first_B, column_BC)
+    return SessionTokens(
+        session_BT if places == "session" else _turns(is_event_BL, column_BC),
+        is_there_BT,
+        _seen(is_event_BL, session_BL, column_BC, apart_BC, before_BC, items_see),
+        opens_ms_BC,
+        silence_ms_BC,
+        question_P,
+    )
+
+
+def session_begins(ts_BL: Ints, is_event_BL: Bools, gap_s: int) -> Bools:
+    """Which events begin a session: a row's first, and those after more than ``gap_s`` seconds of silence."""
+    begins_BL = is_event_BL.copy()
+    begins_BL[:, 1:] &= ~is_event_BL[:, :-1] | (np.diff(ts_BL, axis=1) > gap_s * 1000)
+    return begins_BL
+
+
+def _turns(is_event_BL: Bools, column_BC: Ints) -> Ints:
+    """A place of its own for each event, and for a context token the place of the event that follows it."""
+    turn_BL = np.cumsum(is_event_BL, axis=1)
+    after_BL = np.pad(turn_BL, ((0, 0), (1, 0)))
+    turn_BC = after_BL[np.arange(len(column_BC))[:, None], np.maximum(column_BC, 0)]
+    return np.concatenate([np.where(is_event_BL, turn_BL - 1, 0), np.where(column_BC >= 0, turn_BC, 0)], axis=1)
+
+
+def _seen(
+    is_event_BL: Bools,
+    session_BL: Ints,
+    column_BC: Ints,
+    apart_BC: Bools,
+    before_BC: Ints,
+    items_see: Literal["earlier_sessions", "earlier_items"],
+) -> Bools:
+    num_rows, length = is_event_BL.shape
+    width = column_BC.shape[1]
+    seen_BTT = np.zeros((num_rows, length + width, length + width), dtype=np.bool_)
+    is_seen_BC = (column_BC >= 0) & ~apart_BC
+    if items_see == "earlier_sessions":
+        seen_BTT[:, :length, :length] = session_BL[:, None, :] < session_BL[:, :, None]
+    else:
+        seen_BTT[:, :length, :length] = np.tri(length, k=-1, dtype=np.bool_)
+    seen_BTT[:, :length, length:] = before_BC[:, None, :] <= session_BL[:, :, None]
+    seen_BTT[:, length:, :length] = np.arange(length) < column_BC[:, :, None]
+    seen_BTT[:, length:, length:] = column_BC[:, None, :] < column_BC[:, :, None]
+    seen_BTT &= np.concatenate([is_event_BL, is_seen_BC], axis=1)[:, None, :]
+    seen_BTT |= np.eye(length + width, dtype=np.bool_)
+    return seen_BTT
+
+
+def _times(inputs: ModelInputs, first_B: Ints, column_BC: Ints) -> tuple[Ints, Ints]:
+    """When each context token's session begins, and how long nothing had happened before."""
+    row_B1 = np.arange(len(column_BC))[:, None]
+    ts_BZ = np.concatenate([inputs.ts_BL, inputs.as_of_B[:, None]], axis=1)
+    opens_ms_BC = ts_BZ[row_B1, column_BC]
+    newest_ms_BC = ts_BZ[row_B1, np.maximum(column_BC - 1, 0)]
+    has_past_BC = column_BC > first_B[:, None]
+    return opens_ms_BC, np.where(has_past_BC, np.maximum(opens_ms_BC - newest_ms_BC, 0), -1)
