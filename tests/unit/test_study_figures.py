@@ -28,7 +28,7 @@ from headrace.tracking.heat import heat_map
 FIGURES = [("neural", "recall@20"), ("blend_running", "mrr@20")]
 
 
-def answers(rank_T, session_Q=None, size_Q=None, new_T=None, first=0) -> Answers:
+def answers(rank_T, session_Q=None, size_Q=None, new_T=None, first=0, repeat_T=None) -> Answers:
     """Of one voter that is everybody; a target each unless ``size_Q`` says otherwise."""
     rank_T = np.asarray(rank_T)
     size_Q = np.ones(len(rank_T), dtype=np.int64) if size_Q is None else np.asarray(size_Q)
@@ -36,7 +36,19 @@ def answers(rank_T, session_Q=None, size_Q=None, new_T=None, first=0) -> Answers
     session_Q = np.arange(num) if session_Q is None else np.asarray(session_Q)
     new_T = np.zeros(len(rank_T), dtype=bool) if new_T is None else np.asarray(new_T)
     ranks = dict.fromkeys(("neural", "blend", "blend_running", "popular"), rank_T)
-    return Answers(first + np.arange(num), session_Q.astype(np.uint64), np.arange(num), offsets(size_Q), new_T, ranks)
+    repeat_T = np.zeros(len(rank_T), dtype=bool) if repeat_T is None else np.asarray(repeat_T)
+    key_Q, ts_Q = first + np.arange(num), np.arange(num)
+    return Answers(key_Q, session_Q.astype(np.uint64), ts_Q, offsets(size_Q), new_T, repeat_T, ranks)
+
+
+def test_what_was_met_before_and_what_was_not_have_figures_of_their_own():
+    made = answers([1, 30, 2, 600], size_Q=[3, 1], repeat_T=[True, True, False, False])
+    figures = made.figures("neural")
+    assert figures["repeat_recall@20"] == pytest.approx(0.5)  # of the one query that has such targets
+    assert figures["repeat_recall@100"] == pytest.approx(1.0)
+    assert figures["explore_recall@20"] == pytest.approx((1 + 0) / 2)
+    assert figures["explore_recall@500"] == pytest.approx((1 + 0) / 2)
+    assert answers([1]).figures("neural")["repeat_recall@20"] is None
 
 
 def test_figures_of_a_test_by_hand():

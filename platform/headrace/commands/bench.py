@@ -18,6 +18,10 @@ Study = Annotated[
     Path | None, typer.Option("--out", help="A folder that keeps what is done, with its tables.", show_default=False)
 ]
 
+Increments = Annotated[
+    int | None,
+    typer.Option(min=1, help="Slices after the warm-up, up to the end of a day; all by default.", show_default=False),
+]
 Tuned = Annotated[int, typer.Option(min=0, help="Up to which row settings were chosen on these very figures.")]
 
 
@@ -131,12 +135,7 @@ def bench_gate(
 def bench_stream(
     data: Data,
     words: Words = None,
-    increments: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Slices after the warm-up, up to the end of a day; all by default.", show_default=False
-        ),
-    ] = None,
+    increments: Increments = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -155,6 +154,31 @@ def bench_stream(
     """
     options = {"increments": increments, "methods": methods, "seeds": seeds, "tuned": tuned, "device": device}
     _bench("stream", words, out, data=data, **options, folder=out)
+
+
+@bench.command("sessions")
+def bench_sessions(
+    data: Data,
+    words: Words = None,
+    increments: Increments = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names, as bench stream has them, separated by commas; a model is named by its setting, such as "
+            'online+model.kind="nsp".'
+        ),
+    ] = "default",
+    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    tuned: Tuned = 4,
+    device: str = "cpu",
+    out: Study = None,
+) -> None:
+    """A log in event time, where a whole session is asked for at its start; imports no Ray.
+
+    The folder keeps what is done: the same command goes on where it was stopped, and other methods join later.
+    """
+    options = {"increments": increments, "methods": methods, "seeds": seeds, "tuned": tuned, "device": device}
+    _bench("sessions", words, out, data=data, **options, folder=out)
 
 
 @bench.command("staleness")

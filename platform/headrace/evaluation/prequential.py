@@ -47,12 +47,16 @@ class Queries:
     def __len__(self) -> int:
         return len(self.row_Q)
 
-    def count_repeats(self) -> tuple[int, int]:
-        """Targets, and how many of them lie in their own query's context."""
+    def repeats(self) -> NDArray[np.bool_]:
+        """Which targets lie in their own query's context, (T,)."""
         contexts = self.contexts
         held_T = (np.repeat(np.arange(len(contexts)), contexts.length_Q) << 32) | contexts.item_T
         asked_T = (np.repeat(np.arange(len(self)), np.diff(self.offset_R)) << 32) | self.target_T
-        return len(asked_T), int(np.isin(asked_T, held_T).sum())
+        return np.isin(asked_T, held_T)
+
+    def count_repeats(self) -> tuple[int, int]:
+        """Targets, and how many of them lie in their own query's context."""
+        return len(self.target_T), int(self.repeats().sum())
 
     def take(self, index_B: NDArray[np.integer]) -> "Queries":
         """These queries, in this order."""

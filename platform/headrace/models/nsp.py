@@ -94,7 +94,8 @@ class NextSession(nn.Module):
     def _items(self, inputs: ModelInputs, item_BLD: Tensor) -> Tensor:
         """What item tokens are made of: the item, and how it was met."""
         kind_BL = torch.from_numpy(inputs.kind_BL.astype(np.int64) % _KINDS).to(item_BLD.device)
-        return item_BLD * self.scale + nn.functional.embedding(kind_BL, self.kind)
+        made_BLD: Tensor = item_BLD * self.scale + nn.functional.embedding(kind_BL, self.kind)
+        return made_BLD
 
     def _contexts(self, opens_ms_BC: Ints, silence_ms_BC: Ints) -> Tensor:
         """What context tokens are made of: the time at which they open a session, and the silence before."""

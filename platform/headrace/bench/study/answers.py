@@ -28,7 +28,11 @@ from headrace.recommend.recommender import BLEND, Recommender
 RUNNING = "blend_running"
 NEW = "new_item_recall@20"
 _STRIDE = 500
-_PLAIN = ("key_Q", "session_Q", "ts_Q", "offset_R", "new_T")
+PARTS = ("repeat", "explore")
+"""Of targets: those that lie in their query's context, and the others."""
+CUTOFFS = (20, 100, 500)
+"""At which the recall of each part is told."""
+_PLAIN = ("key_Q", "session_Q", "ts_Q", "offset_R", "new_T", "repeat_T")
 _HIGHEST = np.iinfo(np.uint16).max
 """What ranks beyond every cutoff are kept as."""
 
@@ -45,6 +49,8 @@ class Answers:
     offset_R: NDArray[np.int64]
     new_T: NDArray[np.bool_]
     """Whether the target was first met in the newest period that was trained (never in the first test)."""
+    repeat_T: NDArray[np.bool_]
+    """Whether the target lies in its own query's context."""
     ranks: Mapping[str, NDArray[np.int64]]
     """By "neural", "blend", "blend_running" and the name of each counter, (T,)."""
 
@@ -57,12 +63,21 @@ class Answers:
         return self.key_Q >> 32
 
     def figures(self, name: str) -> dict[str, float | None]:
-        """Every metric's mean over the queries; of new items' recall, over those whose target is one."""
+        """Every metric's mean over the queries; of new items' recall, over those whose target is one.
+
+        Also recall of the targets that lie in their query's context and of those that do not, over the queries that
+        have such ones: "repeat_recall@20", "explore_recall@20", ..
+        """
         rank_T = self.ranks[name]
         means = {metric: float(of(rank_T, self.offset_R).mean()) for metric, of in METRICS.items()}
         is_new_Q = _any(self.new_T, self.offset_R)
         hit_Q = recall(20)(rank_T, self.offset_R)
-        return {**means, NEW: float(hit_Q[is_new_Q].mean()) if is_new_Q.any() else None}
+        split = {
+            f"{part}_recall@{cutoff}": _mean_recall(rank_T, self.offset_R, is_meant_T, cutoff)
+            for part, is_meant_T in zip(PARTS, (self.repeat_T, ~self.repeat_T), strict=True)
+            for cutoff in CUTOFFS
+        }
+        return {**means, NEW: float(hit_Q[is_new_Q].mean()) if is_new_Q.any() else None, **split}
 
     def take(self, index_B: NDArray[np.integer]) -> "Answers":
         """These queries, in this order."""
@@ -74,6 +89,7 @@ class Answers:
             self.ts_Q[index_B],
             offsets(length_B),
             self.new_T[flat_T],
+            self.repeat_T[flat_T],
             {name: rank_T[flat_T] for name, rank_T in self.ranks.items()},
         )
 
@@ -138,7 +154,9 @@ def running(asked: Queries, version: Recommender, blend: Blend, config: BlendCon
 def answered(asked: Queries, ranks: Mapping[str, NDArray[np.int64]], shelf: Shelf, new_T: NDArray[np.bool_]) -> Answers:
     """The answers to queries in ledger order, named by the shelf's periods."""
     key_Q = (shelf.period_of(asked.shard_Q) << 32) | asked.row_Q
-    return Answers(key_Q, asked.contexts.session_Q, asked.contexts.as_of_Q, asked.offset_R, new_T, dict(ranks))
+    return Answers(
+        key_Q, asked.contexts.session_Q, asked.contexts.as_of_Q, asked.offset_R, new_T, asked.repeats(), dict(ranks)
+    )
 
 
 def concatenate(parts: Sequence[Answers]) -> Answers:
@@ -150,6 +168,7 @@ def concatenate(parts: Sequence[Answers]) -> Answers:
         np.concatenate([part.ts_Q for part in parts]),
         offsets(np.concatenate([np.diff(part.offset_R) for part in parts])),
         np.concatenate([part.new_T for part in parts]),
+        np.concatenate([part.repeat_T for part in parts]),
         {name: np.concatenate([part.ranks[name] for part in parts]) for name in first.ranks},
     )
 
@@ -164,6 +183,17 @@ def known(asked: Queries, born_I: NDArray[np.int64], period: int) -> NDArray[np.
     contexts = asked.contexts
     context_Q = _any(born_I[contexts.item_T] < period, contexts.offset_R)
     return np.flatnonzero(context_Q & _any(born_I[asked.target_T] < period, asked.offset_R))
+
+
+def _mean_recall(
+    rank_T: NDArray[np.int64], offset_R: NDArray[np.int64], is_meant_T: NDArray[np.bool_], cutoff: int
+) -> float | None:
+    """Mean over the queries that have such targets of the share of these that is found; None where there are none."""
+    query_T = np.repeat(np.arange(len(offset_R) - 1), np.diff(offset_R))
+    meant_Q = np.bincount(query_T[is_meant_T], minlength=len(offset_R) - 1)
+    found_Q = np.bincount(query_T[is_meant_T & (rank_T <= cutoff)], minlength=len(offset_R) - 1)
+    asked_Q = meant_Q > 0
+    return float((found_Q[asked_Q] / meant_Q[asked_Q]).mean()) if asked_Q.any() else None
 
 
 def _any(holds_T: NDArray[np.bool_], offset_R: NDArray[np.int64]) -> NDArray[np.bool_]:

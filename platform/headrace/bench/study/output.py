@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.bench.output import commit_facts, machine_facts, print_table
-from headrace.bench.study.kinds import Kind, kind_of
+from headrace.bench.study.kinds import WORDS, Kind, kind_of
 from headrace.bench.study.page import build_page
 from headrace.bench.study.published import published
 from headrace.bench.study.results import Row, Study
-from headrace.bench.study.summary import SHOWN, Summary
+from headrace.bench.study.summary import Summary
 from headrace.bench.study.table import markdown
 from headrace.errors import ConfigError
 
@@ -42,12 +42,13 @@ def write_rows(study: Study) -> None:
 
 
 def means_of(summary: Summary) -> dict[str, Any]:
-    """By method, span and voter: R@20 and MRR@20; null: not run."""
+    """By method, span and voter: what its tables show; null: not run."""
     unit, voters = summary.kind.unit, summary.kind.voters
     return {
         method: {
             f"{unit}s {span}": {
-                voter: {metric: summary.mean(method, span, voter, metric) for metric in SHOWN} for voter in voters
+                voter: {metric: summary.mean(method, span, voter, metric) for metric in summary.kind.shown}
+                for voter in voters
             }
             for span in summary.spans
         }
@@ -58,10 +59,13 @@ def means_of(summary: Summary) -> dict[str, Any]:
 def print_means(summary: Summary) -> None:
     """The same, for people."""
     for voter, words in summary.kind.voters.items():
-        header = ("method", *(f"{metric}, {span}" for span in summary.spans for metric in ("R@20", "MRR@20")))
+        shown = [WORDS[metric] for metric in summary.kind.shown]
+        header = ("method", *(f"{metric}, {span}" for span in summary.spans for metric in shown))
         rows = []
         for method in summary.methods:
-            means = [summary.mean(method, span, voter, metric) for span in summary.spans for metric in SHOWN]
+            means = [
+                summary.mean(method, span, voter, metric) for span in summary.spans for metric in summary.kind.shown
+            ]
             rows.append([method, *("not run" if value is None else f"{100 * value:.2f}" for value in means)])
         print_table(f"means over {summary.kind.unit}s, %: {words}", header, rows)
 

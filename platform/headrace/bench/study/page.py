@@ -10,8 +10,9 @@ import numpy as np
 
 from headrace.bench.study.answers import NEURAL
 from headrace.bench.study.charts import STYLE, cost_chart
+from headrace.bench.study.kinds import WORDS
 from headrace.bench.study.published import Published
-from headrace.bench.study.summary import SHOWN, Summary
+from headrace.bench.study.summary import Summary
 from headrace.tracking.charts import Line, lines_chart
 from headrace.tracking.heat import heat_map
 from headrace.tracking.html import data_table, legend_list, section, whole
@@ -19,7 +20,6 @@ from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.series import Curve, Floats, floats
 
 _NOT_RUN = "not run"
-_WORDS = {"recall@20": "Recall@20", "mrr@20": "MRR@20"}
 _NOTE = "In %, mean over seeds; the band is as wide as the range of seeds. Dotted: published."
 
 
@@ -29,7 +29,7 @@ def build_page(summary: Summary, published: Sequence[Published], about: Sequence
     body = [f"<h1>{escape(summary.kind.title)}</h1>", *(f"<p>{escape(line)}</p>" for line in about)]
     for voter, words in summary.kind.voters.items():
         body.append(_means(summary, voter, f"{words[0].upper()}{words[1:]}"))
-        body += [_curves(summary, voter, metric, words, published, css) for metric in SHOWN]
+        body += [_curves(summary, voter, metric, words, published, css) for metric in summary.kind.shown]
         body.append(_costs(summary, voter, words, css))
     body += _matrices(summary)
     return whole(summary.kind.title, body, style=STYLE)
@@ -37,14 +37,19 @@ def build_page(summary: Summary, published: Sequence[Published], about: Sequence
 
 def _means(summary: Summary, voter: str, heading: str) -> str:
     spans = summary.spans
-    header = ["method", "seeds", *(f"{_WORDS[metric]}, {span}" for span in spans for metric in SHOWN), "training, s"]
-    header += [f"{_WORDS[metric]} over online" for metric in SHOWN]
+    header = [
+        "method",
+        "seeds",
+        *(f"{WORDS[metric]}, {span}" for span in spans for metric in summary.kind.shown),
+        "training, s",
+    ]
+    header += [f"{WORDS[metric]} over online" for metric in summary.kind.shown]
     rows = []
     for method in summary.methods:
-        means = [summary.mean(method, span, voter, metric) for span in spans for metric in SHOWN]
+        means = [summary.mean(method, span, voter, metric) for span in spans for metric in summary.kind.shown]
         seconds, above = summary.seconds(method, summary.last), summary.above_baseline(method)
         figures = [_NOT_RUN if value is None else f"{100 * value:.2f}" for value in means]
-        intervals = [above[voter, metric].words() if above else "" for metric in SHOWN]
+        intervals = [above[voter, metric].words() if above else "" for metric in summary.kind.shown]
         spent = _NOT_RUN if seconds is None else f"{seconds:,.0f}"
         rows.append([method, f"{len(summary.seeds(method))}", *figures, spent, *intervals])
     kind = summary.kind
@@ -69,7 +74,7 @@ def _curves(
             if len(row.by_cycle) >= summary.last > 0
         ]
     legend = legend_list((line.name, line.css, _last(line.curve.mean_C)) for line in lines)
-    heading = f"{_WORDS[metric]} by {unit}: {words}"
+    heading = f"{WORDS[metric]} by {unit}: {words}"
     return section(heading, _NOTE, legend, lines_chart(list(summary.cycles), lines, "%", axis=unit))
 
 

@@ -14,7 +14,6 @@ from headrace.bench.study.paired import Figure, Interval, above
 from headrace.bench.study.results import Row, Study
 from headrace.recommend.recommender import BLEND
 
-SHOWN = ("recall@20", "mrr@20")
 BASELINE = "online"
 
 
@@ -160,7 +159,7 @@ class Summary:
             cycle: [replace(one, ranks={served: one.ranks[counter]}) for one in answers]
             for cycle, answers in tests.items()
         }
-        figures = [(served, metric) for metric in SHOWN]
+        figures = [(served, metric) for metric in self.kind.shown]
         return counter, above(tests, theirs, figures, by_query=self.kind.by_query, by_slice=self.kind.by_slice)
 
     def compare(self, ours: str, theirs: str, cycles: Sequence[int]) -> dict[Figure, Interval]:
@@ -177,7 +176,7 @@ class Summary:
 
         if not common:
             return {}
-        figures = [(voter, metric) for voter in self.kind.voters for metric in SHOWN]
+        figures = [(voter, metric) for voter in self.kind.voters for metric in self.kind.shown]
         kind = self.kind
         return above(tests(ours), tests(theirs), figures, by_query=kind.by_query, by_slice=kind.by_slice)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from headrace.bench.study.answers import NEURAL
+from headrace.bench.study.answers import CUTOFFS, NEURAL, PARTS
+from headrace.bench.study.kinds import WORDS
 from headrace.bench.study.published import Published
-from headrace.bench.study.summary import SHOWN, Summary
+from headrace.bench.study.summary import Summary
 
 NOT_RUN = "*not run*"
+_COUNTED = ("recall@20", "mrr@20", "recall@100")
 
 
 def markdown(summary: Summary, published: Sequence[Published], about: Sequence[str]) -> str:
@@ -19,6 +21,8 @@ def markdown(summary: Summary, published: Sequence[Published], about: Sequence[s
         parts += _section(f"By {summary.kind.unit}: {words}", _by_cycle(summary, voter))
     parts += _section("Each counter alone", _counters(summary))
     parts += _section(f"What is served, over the best counter, {summary.kind.unit}s {summary.reported}", _best(summary))
+    if summary.kind.repeats_apart:
+        parts += _section("Targets that who asks has met before (repeat), and others (explore)", _repeats(summary))
     if summary.matrices:
         parts += _section("Forgetting, R@20 in points", _forgetting(summary))
     return "\n".join(parts)
@@ -31,29 +35,33 @@ def _section(heading: str, lines: Iterable[str]) -> list[str]:
 def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iterator[str]:
     spans, unit = summary.spans, summary.kind.unit
     header = ["method", "seeds", *(f"{unit}s {span}" for span in spans), "training, s"]
-    header += [f"over online, {unit}s {summary.reported}: R@20 [95 %]", "MRR@20 [95 %]"]
+    shown = [WORDS[metric] for metric in summary.kind.shown]
+    header += [f"over online, {unit}s {summary.reported}: {shown[0]} [95 %]", *(f"{one} [95 %]" for one in shown[1:])]
     rows = []
     for method in summary.methods:
-        pairs = [_pair([summary.mean(method, span, voter, metric) for metric in SHOWN]) for span in spans]
+        pairs = [_pair([summary.mean(method, span, voter, metric) for metric in summary.kind.shown]) for span in spans]
         seconds = summary.seconds(method, summary.last)
         above = summary.above_baseline(method)
-        intervals = [above[voter, metric].words() if above else "" for metric in SHOWN]
+        intervals = [above[voter, metric].words() if above else "" for metric in summary.kind.shown]
         spent = NOT_RUN if seconds is None else f"{seconds:.0f}"
         rows.append([method, f"{len(summary.seeds(method))}", *pairs, spent, *intervals])
     for row in published:
         pair = f"{row.recall_at_20:.2f} / {row.mrr_at_20:.2f}"
         rows.append([f"published: {row.name}", *[""] * len(spans), pair, "", "", ""])
     over = "all queries" if summary.kind.by_query else f"{unit}s"
-    yield f"R@20 / MRR@20 in %; means over seeds, then over {over}. Settings were chosen on the first of these spans.\n"
+    yield f"{_shown(summary)} in %; means over seeds, then over {over}."
+    yield "Settings were chosen on the first of these spans.\n"
     yield from _table(header, rows)
 
 
 def _by_cycle(summary: Summary, voter: str) -> Iterator[str]:
     rows = []
     for method in summary.methods:
-        values = [[summary.at(method, cycle, voter, metric) for metric in SHOWN] for cycle in summary.cycles]
+        values = [
+            [summary.at(method, cycle, voter, metric) for metric in summary.kind.shown] for cycle in summary.cycles
+        ]
         rows.append([method, *(_pair(pair) for pair in values)])
-    yield "R@20 / MRR@20 in %, means over seeds.\n"
+    yield f"{_shown(summary)} in %, means over seeds.\n"
     yield from _table(["method", *(str(cycle) for cycle in summary.cycles)], rows)
 
 
@@ -62,11 +70,13 @@ def _counters(summary: Summary) -> Iterator[str]:
     whole, told, rows = summary.spans[-1], set[str](), []
     for method in summary.methods:
         for counter in summary.counters(method):
-            values = [summary.mean(method, whole, counter, metric) for metric in (*SHOWN, "recall@100")]
+            values = [summary.mean(method, whole, counter, metric) for metric in _COUNTED]
             if counter not in told and None not in values:
                 told.add(counter)
                 rows.append([counter, method, *(f"{100 * value:.2f}" for value in values if value is not None)])
-    yield from _table(["counter", "in", f"R@20, {summary.kind.unit}s {whole}", "MRR@20", "R@100"], rows)
+    yield from _table(
+        ["counter", "in", f"R@20, {summary.kind.unit}s {whole}", *(WORDS[metric] for metric in _COUNTED[1:])], rows
+    )
 
 
 def _best(summary: Summary) -> Iterator[str]:
@@ -77,7 +87,25 @@ def _best(summary: Summary) -> Iterator[str]:
             counter, intervals = found
             rows.append([method, counter, *(interval.words() for interval in intervals.values())])
     yield "Points above the counter that is best in hindsight, on the same queries, with a 95 % interval.\n"
-    yield from _table(["method", "best counter", "R@20 [95 %]", "MRR@20 [95 %]"], rows)
+    yield from _table(["method", "best counter", *(f"{WORDS[metric]} [95 %]" for metric in summary.kind.shown)], rows)
+
+
+def _repeats(summary: Summary) -> Iterator[str]:
+    """Each voter of each method, and the counters of the first."""
+    whole, metrics = summary.spans[-1], [f"{part}_recall@{cutoff}" for part in PARTS for cutoff in CUTOFFS]
+    asked = [(method, voter) for method in summary.methods for voter in summary.kind.voters]
+    asked += [(method, counter) for method in summary.methods[:1] for counter in summary.counters(method)]
+    rows = []
+    for method, voter in asked:
+        values = [summary.mean(method, whole, voter, metric) for metric in metrics]
+        rows.append([method, voter, *(NOT_RUN if value is None else f"{100 * value:.2f}" for value in values)])
+    header = [f"{part} R@{cutoff}" for part in PARTS for cutoff in CUTOFFS]
+    yield f"In %, means over the queries that have such targets, {summary.kind.unit}s {whole}.\n"
+    yield from _table(["method", "expert", *header], rows)
+
+
+def _shown(summary: Summary) -> str:
+    return " / ".join(WORDS[metric] for metric in summary.kind.shown)
 
 
 def _forgetting(summary: Summary) -> Iterator[str]:

@@ -1,0 +1,32 @@
+"""``headrace bench sessions``: a log in event time, where a whole session is asked for at its start.
+
+The query is what the user did before; the targets are the session's items, found or not among the first 20, 100 and
+500 (TBGRecall's HR@K is this recall, arXiv 2508.11977). Items that the user had met before and others are told apart.
+All models answer the same queries: name them as methods: ``online`` and ``online+model.kind="nsp"``. All else is as in ``headrace bench stream``, but that intervals are a bootstrap over sessions. Imports neither ray nor wandb.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headrace.bench.study import kinds
+from headrace.bench.study.event_time import follow
+
+_AS_SESSIONS = ('inputs.context="user"', 'inputs.sessions="set"')
+
+
+def run(
+    *,
+    data: Path,
+    increments: int | None = None,
+    methods: str = "default",
+    seeds: int = 1,
+    device: str = "cpu",
+    tuned: int = 4,
+    folder: Path | None = None,
+    recipe: Path = Path("jobs/recipes/completejourney.toml"),
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """See ``follow``; rows are tested on whole sessions. ConfigError where the recipe names no user."""
+    words = [*_AS_SESSIONS, *overrides]
+    return follow(kinds.sessions, recipe, data, words, methods, increments, seeds, device, tuned, folder)

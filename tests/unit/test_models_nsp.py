@@ -1,0 +1,183 @@
+"""Next-session prediction: who sees whom, and what must not matter to a question."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.config.recipe import NspConfig
+from headrace.inputs.ahead import ahead
+from headrace.inputs.contexts import Contexts, ModelInputs, offsets, pad
+from headrace.inputs.examples import Examples
+from headrace.models.base import RecallModel
+from headrace.models.build import build_model, load_model, model_parts
+from headrace.models.mixture import Mixture
+from headrace.models.session_tokens import lay_out
+
+GAP_S = 60
+HOUR_MS = 3_600_000
+PARTS = [
+    {},
+    {"separate": False},
+    {"rotary": "token"},
+    {"rotary": "none"},
+    {"session_mask": False},
+    {"experts": 3},
+    {"heads": 2},
+]
+
+
+def make(**changes: object) -> RecallModel:
+    config = NspConfig(**({"width": 12, "dropout": 0.5, "session_gap_s": GAP_S} | changes))
+    return build_model(config, max_events=10, capacity=32, seed=3).eval()
+
+
+def contexts(*rows: list[list[int]]) -> Contexts:
+    """Each row a list of sessions, an hour apart, asked an hour after the last; items within one a second apart."""
+    item, ts, as_of = [], [], []
+    for sessions in rows:
+        for hour, session in enumerate(sessions):
+            item += session
+            ts += [hour * HOUR_MS + 1000 * second for second in range(len(session))]
+        as_of.append(len(sessions) * HOUR_MS)
+    length_Q = np.array([sum(len(session) for session in sessions) for sessions in rows])
+    kind_T, session_Q = np.zeros(len(item), dtype=np.int16), np.zeros(len(rows), dtype=np.uint64)
+    ints = [np.array(values, dtype=np.int64) for values in (item, ts)]
+    return Contexts(*ints, kind_T, offsets(length_Q), np.array(as_of, dtype=np.int64), session_Q)
+
+
+def batch(*rows: list[list[int]]) -> ModelInputs:
+    return pad(contexts(*rows), np.arange(32))
+
+
+def ask(model: RecallModel, inputs: ModelInputs, rows: list[int], backs: list[int]) -> torch.Tensor:
+    item_BLD = model.table.rows(torch.from_numpy(inputs.slot_BL))
+    with torch.no_grad():
+        return model.encoder(inputs, item_BLD, torch.tensor(rows), torch.tensor(backs))
+
+
+ROWS = [[[1, 2], [3], [4, 5, 6]], [[7]], [], [[1], [1]]]
+
+
+def test_who_sees_whom_by_hand():
+    tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
+    # tokens: the items 1 2 3, then the context tokens that open the first, the second and the coming session
+    expected = [
+        [1, 0, 0, 1, 0, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [0, 0, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1],
+    ]
+    assert tokens.seen_BTT[0].astype(int).tolist() == expected
+    assert tokens.place_BT[0].tolist() == [0, 0, 1, 0, 1, 2]
+    assert tokens.silence_ms_BC[0].tolist() == [-1, HOUR_MS - 1000, HOUR_MS]
+    assert tokens.opens_ms_BC[0].tolist() == [0, HOUR_MS, 2 * HOUR_MS]
+    assert tokens.question_P.tolist() == [2]
+    assert tokens.useful_share == 1.0
+
+
+def test_a_question_within_a_session_stands_apart():
+    tokens = lay_out(batch([[1, 2], [3]]), np.array([0, 0]), np.array([2, 0]), GAP_S)  # after item 1
+    apart = 3 + int(tokens.question_P[0])
+    assert tokens.seen_BTT[0, apart].tolist() == [
+        True,
+        False,
+        False,
+        True,
+        *([False] * (apart - 4)),
+        True,
+        False,
+        False,
+    ]
+    assert not tokens.seen_BTT[0, :, apart].any() or tokens.seen_BTT[0, :, apart].sum() == 1  # none but itself
+
+
+def test_an_ablated_mask_is_causal_and_places_are_of_their_own():
+    tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S, "token", "earlier_items")
+    assert tokens.seen_BTT[0, 1].tolist() == [True, True, False, True, False, False]
+    assert tokens.place_BT[0].tolist() == [0, 1, 2, 0, 2, 3]
+
+
+@pytest.mark.parametrize("changes", PARTS)
+def test_padding_and_company_change_nothing(changes):
+    model = make(**changes)
+    together = ask(model, batch(*ROWS), [0, 1, 2, 3], [0] * 4)
+    assert torch.isfinite(together).all()
+    for row, sessions in enumerate(ROWS):
+        torch.testing.assert_close(together[row], ask(model, batch(sessions), [0], [0])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("changes", PARTS)
+def test_one_pass_asks_for_each_session_as_if_it_were_the_next(changes):
+    model = make(**changes)
+    one_pass = ask(model, batch(ROWS[0]), [0] * 4, [0, 3, 4, 6])
+    alone = [ask(model, batch(ROWS[0][:number]), [0], [0])[0] for number in (3, 2, 1)]
+    empty = ask(model, replace(batch([]), as_of_B=np.zeros(1, dtype=np.int64)), [0], [0])[0]
+    torch.testing.assert_close(one_pass, torch.stack([*alone, empty]), atol=1e-5, rtol=0)
+
+
+def test_the_order_within_a_session_does_not_matter_and_that_of_sessions_does():
+    model = make()
+    asked = ask(model, batch([[1, 2, 3], [4]], [[3, 1, 2], [4]], [[4, 2, 3], [1]]), [0, 1, 2], [0] * 3)
+    torch.testing.assert_close(asked[0], asked[1], atol=1e-6, rtol=0)
+    assert not torch.allclose(asked[0], asked[2])
+
+
+def test_the_time_of_asking_matters_once_it_is_learned():
+    model, inputs = make(), batch([[1, 2]])
+    later = replace(inputs, as_of_B=inputs.as_of_B + 5 * HOUR_MS)
+    assert torch.equal(ask(model, inputs, [0], [0]), ask(model, later, [0], [0]))
+    torch.nn.init.normal_(model.encoder.hour)
+    assert not torch.allclose(ask(model, inputs, [0], [0]), ask(model, later, [0], [0]))
+
+
+@pytest.mark.parametrize("changes", PARTS)
+def test_every_weight_learns_and_parts_go_back_and_forth(changes):
+    model = make(**changes).train()
+    inputs = batch(*ROWS)
+    item_BLD = model.table.rows(torch.from_numpy(inputs.slot_BL))
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = model.encoder(inputs, item_BLD, torch.arange(4), torch.zeros(4, dtype=torch.long))
+    assert vectors.dtype == torch.float32
+    vectors.square().sum().backward()
+    for name, parameter in model.encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    config = NspConfig(**({"width": 12, "dropout": 0.5, "session_gap_s": GAP_S} | changes))
+    again = load_model(config, 10, model_parts(model)).eval()
+    assert torch.equal(ask(again, inputs, [0, 3], [0, 0]), ask(model.eval(), inputs, [0, 3], [0, 0]))
+
+
+def test_a_mixture_with_two_experts_is_the_weighted_sum_of_all():
+    torch.manual_seed(0)
+    mixture, x = Mixture(4, 2, 0.0), torch.randn(5, 4)
+    share = mixture.gate(x).softmax(-1)
+    expected = mixture.shared(x) + sum(share[:, [e]] * expert(x) for e, expert in enumerate(mixture.experts))
+    torch.testing.assert_close(mixture(x), expected)
+
+
+def test_heads_must_halve_into_the_width():
+    with pytest.raises(ValueError, match=r"model\.heads"):
+        make(width=10, heads=2)
+
+
+def test_sessions_ahead_by_hand():
+    asked = contexts([[1, 2], [3], [4]], [[5]], [[6, 7]])
+    target_T = np.array([10, 11, 12, 13])
+    made = Examples(
+        asked,
+        np.array([0, 0, 1, 2]),
+        np.array([0, 1, 0, 0]),  # after all of it, and at the start of its last session
+        target_T,
+        np.ones(4, dtype=np.float32),
+        *(np.arange(4) for _ in range(3)),
+    )
+    assert ahead(made, 1, 0.5, GAP_S).target_T.tolist() == target_T.tolist()
+    further = ahead(made, 3, 0.5, GAP_S)
+    told = sorted(zip(further.target_T.tolist(), further.position_T.tolist(), further.weight_T.tolist(), strict=True))
+    # four events: the third session begins one back, the second two; where nothing had happened nothing is asked
+    assert told == [(10, 0, 1.0), (10, 1, 0.5), (10, 2, 0.25), (11, 1, 1.0), (11, 2, 0.5), (12, 0, 1.0), (13, 0, 1.0)]
+    assert (np.diff(further.sequence_T) >= 0).all()
