@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,3 +190,18 @@ def test_examples_pass_over_context_items_without_a_row_and_keep_their_place():
     assert known.sequence_T.tolist() == [0, 0, 0, 0, 1]
     assert known.target_T.tolist() == [0, 1, 2, 3, 5]
     assert known.position_T.tolist() == [1, 1, 0, 2, 0], "after 0; after 0 (1 is passed over); after 2; before all"
+
+
+def test_questions_within_contexts_are_contexts_of_their_own():
+    whole = contexts_of([[1, 2, 3], [], [4, 5]], as_of_ms=100, max_events=10)
+    times = replace(whole, ts_T=np.array([10, 20, 30, 40, 50]))
+    before = times.before(np.array([0, 0, 1, 2, 2]), np.array([0, 2, 0, 1, 5]))
+    assert [before.item_T[a:b].tolist() for a, b in itertools.pairwise(before.offset_R)] == [
+        [1, 2, 3],
+        [1],
+        [],
+        [4],
+        [],
+    ]
+    assert before.as_of_Q.tolist() == [100, 20, 100, 50, 40]
+    assert times.before(np.arange(3), np.zeros(3, dtype=np.int64)) is times

@@ -17,7 +17,6 @@ from headrace.config.recipe import (
     Recipe,
     SampledSoftmaxConfig,
     SasRecConfig,
-    SoftmaxConfig,
 )
 from headrace.experts.base import Shared, Sparse
 from headrace.inputs.contexts import contexts_of
@@ -111,9 +110,8 @@ def assert_alike(ours: torch.Tensor, plain: torch.Tensor, *of: torch.Tensor) -> 
         {"experts": (PopularConfig(name="other"),)},
         {"experts": (EncodingsConfig(name="popular"),)},
         {"objective": SampledSoftmaxConfig()},
-        {"objective": SoftmaxConfig(examples="sessions")},
     ],
-    ids=["unknown", "no counter", "sampled", "one pass"],
+    ids=["unknown", "no counter", "sampled"],
 )
 def test_recipes_without_sense_are_refused(changes):
     model = SasRecConfig(prior=PriorConfig())

@@ -2,7 +2,8 @@
 
 The query is what the user did before; the targets are the session's items, found or not among the first 20, 100 and
 500 (TBGRecall's HR@K is this recall, arXiv 2508.11977). Items that the user had met before and others are told apart.
-All models answer the same queries: name them as methods: ``online`` and ``online+model.kind="nsp"``. All else is as in ``headrace bench stream``, but that intervals are a bootstrap over sessions. Imports neither ray nor wandb.
+All models answer the same queries; they are named as methods: ``online``, ``online+model.kind="nsp"``. All else is as
+in ``headrace bench stream``, but that intervals are a bootstrap over sessions. Imports neither ray nor wandb.
 """
 
 from collections.abc import Sequence

@@ -705,10 +705,9 @@ class Recipe(Section):
             raise ValueError(
                 f"model.prior.experts are {list(prior.experts)}: each must be one of the recipe's counters, {counters}"
             )
-        if not isinstance(self.objective, SoftmaxConfig) or self.objective.examples != "prefixes":
+        if not isinstance(self.objective, SoftmaxConfig):
             raise ValueError(
-                'model.prior is learned with the whole softmax over prefixes: set objective.kind = "softmax" and '
-                'objective.examples = "prefixes", or leave model.prior out'
+                'model.prior is learned with the whole softmax: set objective.kind = "softmax", or leave model.prior out'
             )
         return self
 

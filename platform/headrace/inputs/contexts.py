@@ -57,6 +57,18 @@ class Contexts:
             self.session_Q[index_B],
         )
 
+    def before(self, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> "Contexts":
+        """The context of each question ``back_P`` events before the end of row ``row_P``, asked when the next came."""
+        taken = self if len(row_P) == len(self) and (row_P == np.arange(len(self))).all() else self.take(row_P)
+        if not back_P.any():
+            return taken
+        length_P = np.maximum(taken.length_Q - back_P, 0)
+        flat_T = ranges(taken.offset_R[:-1], length_P)
+        next_P = np.minimum(taken.offset_R[:-1] + length_P, max(0, len(taken.ts_T) - 1))
+        as_of_P = np.where(length_P < taken.length_Q, taken.ts_T[next_P], taken.as_of_Q)
+        events = (taken.item_T[flat_T], taken.ts_T[flat_T], taken.kind_T[flat_T])
+        return Contexts(*events, offsets(length_P), as_of_P, taken.session_Q)
+
     def known(self, slot_I: NDArray[np.int64]) -> "Contexts":
         """The same queries without the items that have no row in this version's ``slot_I``."""
         keep_T = has_row(self.item_T, slot_I)

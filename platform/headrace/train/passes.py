@@ -69,8 +69,7 @@ def train_passes(
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
 
     ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
-    of earlier increments, which are mixed with the others. ``prior``: what is added to the logits, where every example
-    asks at the end of its context.
+    of earlier increments, which are mixed with the others. ``prior``: what is added to the logits.
     """
     began = time.perf_counter()
     group, num_steps, losses = step.group, 0, []
@@ -190,5 +189,5 @@ def _batches(
             words.own_T[flat_T],
             None if words.soft_T is None else words.soft_T[flat_T],
             words.temperature,
-            None if prior is None else prior(contexts),
+            None if prior is None else prior(contexts.before(row_P, key_P % reach)),
         )
