@@ -1,6 +1,7 @@
 """Next-session prediction: who sees whom, and what must not matter to a question."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,3 +182,15 @@ def test_sessions_ahead_by_hand():
     # four events: the third session begins one back, the second two; where nothing had happened nothing is asked
     assert told == [(10, 0, 1.0), (10, 1, 0.5), (10, 2, 0.25), (11, 1, 1.0), (11, 2, 0.5), (12, 0, 1.0), (13, 0, 1.0)]
     assert (np.diff(further.sequence_T) >= 0).all()
+
+
+def test_the_page_draws_the_mask_that_the_model_uses():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "next-session.md").read_text()
+    names = ["a", "b", "c", "C1", "C2", "C?"]
+    drawn = {
+        line.split()[0]: line.split()[1:] for line in page.splitlines() if line.startswith("    ") and " . " in line
+    }
+    tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
+    seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_BTT[0], strict=True)}
+    assert {name: drawn[name] for name in names[:-1]} == {name: seen[name] for name in names[:-1]}
+    assert seen["C?"] == ["x"] * 6

@@ -707,7 +707,7 @@ class Recipe(Section):
             )
         if not isinstance(self.objective, SoftmaxConfig):
             raise ValueError(
-                'model.prior is learned with the whole softmax: set objective.kind = "softmax", or leave model.prior out'
+                'model.prior is learned with the whole softmax: set objective.kind = "softmax", or leave the prior out'
             )
         return self
 
