@@ -187,9 +187,8 @@ def test_sessions_ahead_by_hand():
 def test_the_page_draws_the_mask_that_the_model_uses():
     page = (Path(__file__).resolve().parents[2] / "docs" / "next-session.md").read_text()
     names = ["a", "b", "c", "C1", "C2", "C?"]
-    drawn = {
-        line.split()[0]: line.split()[1:] for line in page.splitlines() if line.startswith("    ") and " . " in line
-    }
+    words = [line.split() for line in page.splitlines() if line.startswith("    ")]
+    drawn = {row[0]: row[1:] for row in words if row[1:] and {*row[1:]} <= {"x", "."}}
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
     seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_BTT[0], strict=True)}
     assert drawn == seen

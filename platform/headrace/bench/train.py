@@ -230,7 +230,7 @@ def _plain(task: Task) -> Timed:
     bound = min((norm for method in methods if (norm := method.max_gradient_norm()) is not None), default=None)
     encoder.train()
     draw = generator(recipe.seed, "batches", 0, 0, 0)
-    plan = plan_batches(examples.contexts.length_Q, recipe.train.batch, draw)
+    plan = plan_batches(model.shapes(examples.contexts), recipe.train.batch, draw)
     began, cpu_began = time.perf_counter(), time.process_time()
     for number, members in enumerate(plan):
         batch = examples.take(members)

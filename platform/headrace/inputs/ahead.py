@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from headrace.inputs.examples import Examples
+from headrace.inputs.sessions import ragged_begins
 
 
 def ahead(examples: Examples, num_sessions: int, weight: float, gap_s: int) -> Examples:
@@ -17,11 +18,8 @@ def ahead(examples: Examples, num_sessions: int, weight: float, gap_s: int) -> E
     nothing had happened before, nothing is asked.
     """
     contexts = examples.contexts
-    starts_N = np.zeros(len(contexts.ts_T), dtype=np.int64)
-    first_S = contexts.offset_R[:-1][contexts.length_Q > 0]
-    begins_N = np.append(np.full(min(1, len(starts_N)), True), np.diff(contexts.ts_T) > gap_s * 1000)
-    begins_N[first_S] = True
-    starts_N = np.maximum.accumulate(np.where(begins_N, np.arange(len(starts_N)), 0))
+    begins_N = ragged_begins(contexts.ts_T, contexts.offset_R, gap_s)
+    starts_N = np.maximum.accumulate(np.where(begins_N, np.arange(len(begins_N)), 0))
     first_T, end_T = contexts.offset_R[examples.sequence_T], contexts.offset_R[examples.sequence_T + 1]
     index_T = np.arange(len(examples.target_T))
     parts = [(index_T, examples.position_T, examples.weight_T)]

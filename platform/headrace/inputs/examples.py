@@ -76,9 +76,9 @@ class Examples:
         return known.take(np.flatnonzero(known.contexts.length_Q > 0))
 
 
-def plan_batches(length_S: NDArray[np.int64], batch: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-    """One pass in batches of (nearly) equal length, so that next to nothing is padded; members and order are drawn."""
-    shuffled_S = draw.permutation(len(length_S))
-    sorted_S = shuffled_S[np.argsort(length_S[shuffled_S], kind="stable")]
+def plan_batches(shape_S: NDArray[np.int64], batch: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:
+    """One pass in batches of (nearly) equal shape, so that next to nothing is padded; members and order are drawn."""
+    shuffled_S = draw.permutation(len(shape_S))
+    sorted_S = shuffled_S[np.argsort(shape_S[shuffled_S], kind="stable")]
     batches = [sorted_S[start : start + batch] for start in range(0, len(sorted_S), batch)]
     return [batches[index] for index in draw.permutation(len(batches))]

@@ -6,6 +6,13 @@ from numpy.typing import NDArray
 from headrace.records import hash64_array
 
 
+def ragged_begins(ts_T: NDArray[np.int64], offset_R: NDArray[np.int64], gap_s: int) -> NDArray[np.bool_]:
+    """Which events of ragged contexts begin a session: the first of each, and those after a longer silence."""
+    begins_T = np.append(np.full(min(1, len(ts_T)), True), np.diff(ts_T) > gap_s * 1000)
+    begins_T[offset_R[:-1][np.diff(offset_R) > 0]] = True
+    return begins_T
+
+
 def derive_sessions(
     owner_N: NDArray[np.uint64],
     ts_N: NDArray[np.int64],

@@ -3,11 +3,13 @@
 Shape legend: B batch, L length, D width, E items scored, P positions asked for, V rows of the table.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.table import ItemTable
 
 
@@ -23,6 +25,10 @@ class Encoder(Protocol):
         """
         ...
 
+    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+        """A number for each context, (Q,): what has the same, or nearly, shares a batch with little padding."""
+        ...
+
 
 class RecallModel(nn.Module):
     """An encoder and its item table: one state dict, one device."""
@@ -33,6 +39,10 @@ class RecallModel(nn.Module):
         self.table = table
         self.temperature = temperature
         """Of cosine scores; None: dot products."""
+
+    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+        """See ``Encoder``."""
+        return cast(Encoder, self.encoder).shapes(contexts)
 
     def query_side(self, query_PD: Tensor) -> Tensor:
         """Query vectors as they enter the product that gives logits."""

@@ -12,10 +12,12 @@ width of a head, P questions.
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.config.recipe import NspConfig
-from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.contexts import Contexts, ModelInputs
+from headrace.inputs.sessions import ragged_begins
 from headrace.models.dropout import Dropout
 from headrace.models.mixture import FeedForward, Mixture
 from headrace.models.session_tokens import Ints, lay_out
@@ -64,6 +66,12 @@ class NextSession(nn.Module):
         for table in (self.kind, self.hour, self.weekday, self.silence):
             nn.init.zeros_(table)
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
+
+    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+        """By length, then by the number of sessions, each of which has a token, too."""
+        begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
+        num_before_R = np.append(0, np.cumsum(begins_T))[contexts.offset_R]
+        return contexts.length_Q * (self.max_events + 1) + np.diff(num_before_R)
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""

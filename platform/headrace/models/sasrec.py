@@ -10,10 +10,11 @@ Shape legend: B batch, L length, D width, H heads, K width of a head, P position
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.config.recipe import SasRecConfig
-from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.dropout import Dropout
 
 _GAIN = 3**-0.5
@@ -45,6 +46,10 @@ class SasRec(nn.Module):
                 module.reset_parameters()
         nn.init.xavier_normal_(self.position, generator=draw)
         nn.init.zeros_(self.start)
+
+    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+        """The length of each."""
+        return contexts.length_Q
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""

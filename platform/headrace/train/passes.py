@@ -89,7 +89,7 @@ def train_passes(
     own_weight = _sum(group, "own", np.array([words.own_T.sum(dtype=np.float64)]))[0]
     for epoch in range(epochs):
         draw = generator(seed, "batches", increment, epoch, group.rank)
-        plan = plan_batches(examples.contexts.length_Q, _share(step.config.batch, group), draw)
+        plan = plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, group), draw)
         total_K = _sum(group, "weight", _weights(examples, words.weight_T, plan))
         loss = 0.0
         batches = _batches(examples, words, slot_I, plan, prior)
