@@ -27,8 +27,10 @@ def cost_chart(paths: Mapping[str, tuple[Floats, Floats]], css: Mapping[str, str
     x_ticks, y_ticks = log_ticks(float(costs.min()), float(costs.max())), round_ticks(values.min(), values.max())
     wide, high = WIDTH - LEFT - RIGHT, _HEIGHT - TOP - BOTTOM
 
+    decades = np.log(x_ticks[-1] / x_ticks[0]) or 1.0  # one tick: all cost the same
+
     def x(cost_K: Floats) -> Floats:
-        return np.asarray(LEFT + wide * np.log(cost_K / x_ticks[0]) / np.log(x_ticks[-1] / x_ticks[0]))
+        return np.asarray(LEFT + wide * np.log(cost_K / x_ticks[0]) / decades)
 
     def y(value_K: Floats) -> Floats:
         return np.asarray(TOP + high * (1 - (value_K - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])))
