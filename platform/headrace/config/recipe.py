@@ -434,6 +434,34 @@ OptimizerConfig = Annotated[AdamConfig | RowAdagradConfig, Field(discriminator="
 """Every kind of optimizer; a section that names none is "adam"."""
 
 
+class PassesConfig(Section):
+    """As many passes over all examples as ``train.warmup_epochs`` and ``train.epochs`` say."""
+
+    kind: Literal["passes"] = "passes"
+
+
+class EarlyStopConfig(Section):
+    """Passes until Recall@20 on a part of the increment's own examples, which is not trained on, rises no more.
+
+    The weights and the optimizer of the best pass are kept. ``train.epochs`` of 0 still means no training, and where
+    no example validates, passes are as many as without early stop.
+    """
+
+    kind: Literal["early_stop"] = "early_stop"
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Of the examples, by hash."""
+    split: Literal["session", "prefix"] = "session"
+    """"session": whole sessions validate; "prefix": single examples, as in the published protocol, where other examples
+    of the same session are trained on, so that it stops late."""
+    patience: PositiveInt = 5
+    """Passes without a better one after which training stops."""
+    max_epochs: PositiveInt = 100
+
+
+BudgetConfig = Annotated[PassesConfig | EarlyStopConfig, Field(discriminator="kind"), _kind_is("passes")]
+"""Every kind of budget; a section that names none is "passes"."""
+
+
 class TrainConfig(Section):
     """How an increment is trained."""
 
@@ -444,6 +472,7 @@ class TrainConfig(Section):
     """Passes over cut 0."""
     epochs: Annotated[int, Field(ge=0)] = 1
     """Passes over every later cut."""
+    budget: BudgetConfig = PassesConfig()
     optimizer: OptimizerConfig = AdamConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic in a training step (autocast); weights and scores stay float32."""

@@ -63,6 +63,14 @@ def load_model(config: ModelConfig, max_events: int, parts: Mapping[str, Mapping
     return RecallModel(encoder, table, config.temperature if config.scores == "cosine" else None)
 
 
+def load_into(model: RecallModel, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+    """Put the ``model_parts`` of this very model back into it, in place."""
+    with torch.no_grad():
+        for name, value in model.encoder.state_dict().items():
+            value.copy_(torch.from_numpy(parts["encoder"][name]))
+        model.table.weight.copy_(torch.from_numpy(join_chunks("table", "weight", parts)))
+
+
 def row_chunks(prefix: str, tensors: Mapping[str, Tensor]) -> Parts:
     """Tensors of equally many rows as parts of ``CHUNK_ROWS`` rows: prefix/00000, prefix/00001, .."""
     num_rows = len(next(iter(tensors.values())))

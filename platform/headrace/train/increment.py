@@ -19,7 +19,7 @@ from headrace.blend.weights import update
 from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import NspConfig
+from headrace.config.recipe import EarlyStopConfig, NspConfig
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision, Signs, decide, decide_rows
 from headrace.evaluation.prequential import Queries, Scored, sample, score
@@ -79,6 +79,12 @@ class Trained:
     def facts(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
         passed = self.passed
+        validation = {
+            "epochs": len(passed.loss_per_epoch),
+            "best_epoch": passed.best_epoch,
+            "validated": passed.validated,
+            "recall_per_epoch": list(passed.recall_per_epoch),
+        }
         return {
             "steps": passed.steps,
             "targets": passed.targets,
@@ -87,6 +93,7 @@ class Trained:
             "loss_per_epoch": list(passed.loss_per_epoch),
             "gradient_norm": passed.last_gradient_norm,
             "update_ratio": self.update_ratio,
+            **(validation if passed.validated else {}),
         }
 
 
@@ -261,6 +268,7 @@ def _train(
         increment=increment,
         replayed=replayed,
         prior=prior,
+        early_stop=recipe.train.budget if isinstance(recipe.train.budget, EarlyStopConfig) else None,
     )
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
+from headrace.config.recipe import EarlyStopConfig
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf
 from headrace.records import generator
 from headrace.replay.packed import join
+from headrace.train.early_stop import EarlyStop, hold_out, validation
 from headrace.train.group import Group
 from headrace.train.step import StepBatch, TrainStep
 
@@ -28,6 +30,7 @@ class PassStats:
     """What the passes of one increment did, over all ranks. Made here, read by the commit and the gate."""
 
     steps: int
+    """Those that the model has in it: with early stop, up to the best pass."""
     targets: int
     """Targets of one epoch that are in the eligible set."""
     targets_outside: int
@@ -37,6 +40,12 @@ class PassStats:
     last_gradient_norm: float
     seconds: float
     """Wall time on this rank; never part of a state."""
+    validated: int = 0
+    """Queries of each validation; 0: there was none."""
+    recall_per_epoch: tuple[float, ...] = ()
+    """Recall@20 of these, after each pass."""
+    best_epoch: int = 0
+    """The pass whose weights were kept, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,23 @@ class _Words:
     temperature: float
 
 
+@dataclass(frozen=True)
+class _Course:
+    """What every pass of an increment goes through, on this rank."""
+
+    examples: Examples
+    words: _Words
+    slot_I: NDArray[np.int64]
+    slot_E: torch.Tensor
+    """Rows of the items scored, ascending."""
+    prior: PriorOf | None
+    targets: int
+    """Of all ranks, among the items scored; the others are outside."""
+    outside: int
+    own_weight: float
+    """Of the targets' own words, over all ranks."""
+
+
 def train_passes(
     step: TrainStep,
     examples: Examples,
@@ -65,16 +91,51 @@ def train_passes(
     increment: int,
     replayed: Examples | None = None,
     prior: PriorOf | None = None,
+    early_stop: EarlyStopConfig | None = None,
 ) -> PassStats:
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
 
     ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
-    of earlier increments, which are mixed with the others. ``prior``: what is added to the logits.
+    of earlier increments, which are mixed with the others. ``prior``: what is added to the logits. With ``early_stop``,
+    a part of ``examples`` validates, and decides how many passes there are; unless no rank holds any of that part, or
+    ``epochs`` is 0.
     """
-    began = time.perf_counter()
-    group, num_steps, losses = step.group, 0, []
-    examples = examples.known(slot_I)
-    num_new = len(examples)
+    began, steps_before, losses = time.perf_counter(), step.step_in_increment, list[float]()
+    examples, stop = examples.known(slot_I), None
+    if early_stop is not None and epochs:
+        kept, held = hold_out(examples, early_stop, seed)
+        slots, column_T = _columns(held.target_T, eligible, slot_I)
+        queries = validation(held, column_T, slot_I, torch.from_numpy(slots).to(step.device), prior)
+        stop = EarlyStop(early_stop, queries, step.group)
+        examples, stop = (kept, stop) if stop.num_queries else (examples, None)
+    course = _course(step, examples, replayed, eligible, slot_I, prior)
+    while len(losses) < epochs if stop is None else not stop.is_over:
+        losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
+        if stop is not None:
+            stop.see(step)
+    if stop is not None:
+        stop.take_best(step)
+    return PassStats(
+        step.step_in_increment - steps_before,
+        course.targets,
+        course.outside,
+        tuple(losses),
+        step.last_gradient_norm,
+        time.perf_counter() - began,
+        *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else ()),
+    )
+
+
+def _course(
+    step: TrainStep,
+    examples: Examples,
+    replayed: Examples | None,
+    eligible: Eligible,
+    slot_I: NDArray[np.int64],
+    prior: PriorOf | None,
+) -> _Course:
+    """New and replayed examples together, with what is said at each target."""
+    group, num_new = step.group, len(examples)
     if replayed is not None:
         examples = join(examples, replayed.known(slot_I))
     slots, column_T = _columns(examples.target_T, eligible, slot_I)
@@ -87,26 +148,22 @@ def train_passes(
         gathered = group.gather({"slot": slot_I[examples.target_T[column_T >= 0]]})
         step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), int(slot_I.max(initial=-1)) + 1)
     own_weight = _sum(group, "own", np.array([words.own_T.sum(dtype=np.float64)]))[0]
-    for epoch in range(epochs):
-        draw = generator(seed, "batches", increment, epoch, group.rank)
-        plan = plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, group), draw)
-        total_K = _sum(group, "weight", _weights(examples, words.weight_T, plan))
-        loss = 0.0
-        batches = _batches(examples, words, slot_I, plan, prior)
-        for total in total_K.tolist():
-            batch = next(batches, None)
-            if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
-                loss += step.run(batch, total, slot_E)
-                num_steps += 1
-        losses.append(_sum(group, "loss", np.array([loss]))[0] / max(own_weight, 1e-30))
-    return PassStats(
-        num_steps,
-        int(counts[0] + counts[1]),
-        int(counts[2]),
-        tuple(float(value) for value in losses),
-        step.last_gradient_norm,
-        time.perf_counter() - began,
-    )
+    inside_all, outside = int(counts[0] + counts[1]), int(counts[2])
+    return _Course(examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight))
+
+
+def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
+    """One pass in batches that are drawn; the mean loss a unit of weight."""
+    group, examples = step.group, course.examples
+    plan = plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, group), draw)
+    total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
+    loss = 0.0
+    batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
+    for total in total_K.tolist():
+        batch = next(batches, None)
+        if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
+            loss += step.run(batch, total, course.slot_E)
+    return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
 
 
 def _words(

@@ -26,7 +26,7 @@ from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned, Lesson, Method, Mix, PriorOf
 from headrace.models.base import RecallModel
-from headrace.models.build import Parts
+from headrace.models.build import Parts, load_into, model_parts
 from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
@@ -200,8 +200,8 @@ class TrainStep:
             raise TrainingError("TrainStep.run before begin_increment: there is no optimizer yet")
         if not (self.model.training and self.model.encoder.training):  # it walks through all modules
             self.model.train()
-        if not self.step_in_increment:
-            self._before = {name: value.detach().clone() for name, value in self._parameters.items()}
+        if not self._before:
+            self._before = self._copies()
         view, gradient_RD = self._view(batch, slot_E)
         self._flat.zero_()
         is_taught = batch is not None and len(batch.column_T)
@@ -253,6 +253,35 @@ class TrainStep:
         if self._touched is not None:
             self._touched.load(parts)
         self.increment = -1
+
+    def snapshot(self) -> Parts:
+        """All that steps of this increment move, as parts; for ``rewind``."""
+        parts = {f"model/{name}": part for name, part in model_parts(self.model).items()} | self.state()
+        touched_R = np.zeros(0, dtype=np.int64) if self._touched is None else self._touched.slot_R
+        parts["place"] = {
+            "step": np.array([self.step_in_increment], dtype=np.int64),
+            "gradient_norm": np.array([self.last_gradient_norm]),
+            "touched": touched_R,
+        }
+        return parts
+
+    def rewind(self, parts: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
+        """Be as ``snapshot`` found this increment, in place; back from a later step, or on from the first."""
+        self._before = self._before or self._copies()
+        place = parts["place"]
+        if self._touched is not None:
+            self._touched.touch(place["touched"])
+        model = {name.removeprefix("model/"): part for name, part in parts.items() if name.startswith("model/")}
+        load_into(self.model, model)
+        self._optimizer.load(parts, with_table=self._touched is None)
+        self._optimizer.begin(self._parameters)
+        if self._touched is not None:
+            self._touched.load(parts)
+        self.step_in_increment = int(place["step"][0])
+        self.last_gradient_norm = float(place["gradient_norm"][0])
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self._parameters.items()}
 
     def _make_buffer(self, size: int) -> None:
         """A flat buffer of zeros whose beginning is the gradients of all that the optimizer moves."""

@@ -94,9 +94,7 @@ class TouchedRows:
         at_T = np.where(column_T < 0, -1, np.searchsorted(column_C, column_T))
         rows_R = self._to_device(slot_R)
         row_RD = self._weight_VD.index_select(0, rows_R)
-        is_new_R = ~self._is_touched_V[rows_R]
-        self._before.append((rows_R[is_new_R], row_RD[is_new_R]))
-        self._is_touched_V[rows_R] = True
+        self._note(rows_R, row_RD)
         return TableView(
             row_RD,
             rows_R,
@@ -111,6 +109,17 @@ class TouchedRows:
         assert view.slot_R is not None
         self.optimizer.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate, step)
         self._weight_VD.index_copy_(0, view.slot_R, view.row_RD)
+
+    @property
+    def slot_R(self) -> NDArray[np.int64]:
+        """The rows touched since ``begin``, ascending."""
+        slots: NDArray[np.int64] = self._is_touched_V.nonzero()[:, 0].cpu().numpy()
+        return slots
+
+    def touch(self, slot_R: NDArray[np.int64]) -> None:
+        """These rows count as touched, before they are changed by somebody else."""
+        rows_R = self._to_device(slot_R)
+        self._note(rows_R, self._weight_VD.index_select(0, rows_R))
 
     def reset(self, slot_R: NDArray[np.int64]) -> None:
         """These rows belong to other items from now on."""
@@ -147,8 +156,15 @@ class TouchedRows:
         if f"{_TABLE}/00000" in parts:
             self.optimizer.tensors = load_rows(self.optimizer, parts)
             self.num_slots = len(self.optimizer.tensors["touched_at"])
+            self.optimizer.grow(len(self._weight_VD))
         if self.frequencies is not None:
             self.frequencies.count_V = parts[_FREQUENCY]["count"].copy()
+
+    def _note(self, rows_R: Tensor, row_RD: Tensor) -> None:
+        """Keep what those of these rows are that are touched for the first time."""
+        is_new_R = ~self._is_touched_V[rows_R]
+        self._before.append((rows_R[is_new_R], row_RD[is_new_R]))
+        self._is_touched_V[rows_R] = True
 
     def _proposal(self, slot_E: Tensor) -> tuple[NDArray[np.int64], Proposal]:
         if self._scored is None or self._scored[0] is not slot_E:

@@ -33,7 +33,7 @@ from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_as
 from headrace.blend.calibration import Calibration
 from headrace.blend.weights import Weights
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import Recipe, ReservoirConfig
+from headrace.config.recipe import PassesConfig, Recipe, ReservoirConfig
 from headrace.evaluation.prequential import Queries, Scored, score
 from headrace.inputs.examples import Examples
 from headrace.recommend.recommender import BLEND, Recommender
@@ -185,7 +185,7 @@ class Cycles:
 def weight(variant: Variant, cycle: int) -> float:
     """About how long a cycle takes, in tests: a test takes as long as the training of one period, more or less."""
     train = variant.recipe.train
-    warmup = train.warmup_epochs / max(train.epochs, 1)
+    warmup = train.warmup_epochs / max(train.epochs, 1) if isinstance(train.budget, PassesConfig) else 1.0
     if variant.reference == "joint":
         return 1.0 + warmup * cycle
     if cycle == 1:
