@@ -24,5 +24,9 @@ class Stopwatch:
     def lap(self, name: str) -> None:
         """Book the time since the last lap under ``name``."""
         now_s = monotonic_s()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now_s - self._lap_s
+        self.book(name, now_s - self._lap_s)
         self._lap_s = now_s
+
+    def book(self, name: str, seconds: float) -> None:
+        """Book time that was spent elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds

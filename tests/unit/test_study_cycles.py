@@ -14,7 +14,9 @@ from headrace.bench.study.cycles import Cycles
 from headrace.bench.study.results import Study
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import variant
+from headrace.commit.chain import Chain
 from headrace.errors import ConfigError
+from headrace.train.checkpoint import Checkpoint
 from headrace.train.offline import Learner
 
 torch.set_num_threads(1)
@@ -80,6 +82,42 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(bench, tmp_path, log)
     assert [len(row["neural"]["recall@20"]) for row in measured[0]] == [1, 2, 3, 4]
 
 
+STOPPING = ('train.budget={kind="early_stop", share=0.3, patience=1, max_epochs=5}', "train.learning_rate=0.03")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "after"),
+    [("online+ewc+replay+distill", (), 6), ("online", STOPPING, 7), ("joint", STOPPING, 5), ("window-fresh", (), 4)],
+)
+def test_a_run_that_was_stopped_within_a_cycle_ends_as_if_it_had_not_been(
+    name, words, after, bench, tmp_path, log, monkeypatch
+):
+    (tmp_path / "other").mkdir()
+    whole = Bench(tmp_path / "other", log)
+    expected = whole.run(name, range(1, 4), words=words)
+    num_kept, keep = 0, Checkpoint.keep
+
+    def stop(self, *progress):
+        nonlocal num_kept
+        keep(self, *progress)
+        num_kept += 1
+        if num_kept == after:
+            raise StoppedError
+
+    monkeypatch.setattr(Checkpoint, "keep", stop)
+    with pytest.raises(StoppedError):
+        bench.run(name, range(1, 4), words=words)
+    epochs = bench.study.cells(bench.variant(name)).run / "epochs"
+    assert [path.suffix for path in epochs.glob("cycle-*")] == [".safetensors"]
+    assert bench.run(name, range(1, 4), words=words) == expected
+    assert not epochs.exists()
+    if name != "joint":  # which has no store that stays
+        newest = [Chain(study.cells(bench.variant(name)).store()).latest() for study in (bench.study, whole.study)]
+        assert newest[0].state_digest == newest[1].state_digest
+        trained = newest[0].facts["training"]
+        assert ("recall_per_epoch" in trained) == bool(words)
+
+
 def test_more_cycles_may_follow_another_day_and_a_finished_log_leaves_no_store(bench):
     first = bench.run("online", range(1, 3))
     assert (bench.study.cells(bench.variant("online")).run / "store").is_dir()
@@ -117,8 +155,8 @@ def test_retrainers_look_back_as_far_as_they_say(bench, monkeypatch):
     trained = {}
     train = Learner.train
 
-    def watch(self, part, on_scored=None):
-        manifest = train(self, part, on_scored)
+    def watch(self, part, *options):
+        manifest = train(self, part, *options)
         facts = manifest.facts
         trained.setdefault(name, []).append((facts["events"], facts["training"]["replayed"]))
         return manifest

@@ -132,6 +132,17 @@ class EarlyStop:
         if self.best_epoch < len(self.recalls):
             step.rewind(self._best)
 
+    def state(self) -> Parts:
+        """All that it has seen, for ``load``."""
+        return {"seen": {"recalls": np.array(self.recalls)}} | {
+            f"best/{name}": part for name, part in self._best.items()
+        }
+
+    def load(self, parts: Parts) -> None:
+        """Go on from what ``state`` gave."""
+        self.recalls = [float(value) for value in parts["seen"]["recalls"]]
+        self._best = {name.removeprefix("best/"): part for name, part in parts.items() if name != "seen"}
+
     def _sum(self, value: float) -> float:
         gathered = self._group.gather({"validation": np.array([value], dtype=np.float64)})
         return float(sum(part["validation"][0] for part in gathered))

@@ -33,6 +33,7 @@ from headrace.records import CutRows
 from headrace.replay.packed import groups_of, join
 from headrace.store.store import Store
 from headrace.train import questions
+from headrace.train.checkpoint import Checkpoint
 from headrace.train.committer import Committer
 from headrace.train.encodings import encode_experts, herded
 from headrace.train.group import Group
@@ -120,11 +121,12 @@ def train_increment(
     committer: Committer,
     waited_s: float = 0.0,
     on_scored: Callable[[Scored], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Manifest:
     """Take a cut, score it, learn from it, and commit what came of it; ``state`` is then as the commit says.
 
     ``waited_s`` is how long the rows were waited for. ``on_scored`` hears of the cut's answers before anything learns
-    from them: for benchmarks. FencedError when a newer run has taken the store.
+    from them, ``checkpoint`` keeps its passes: for benchmarks. FencedError when a newer run has taken the store.
     """
     watch = Stopwatch(waited_s)
     cut, warmup = cut_rows.cut, state.commit is None
@@ -143,7 +145,7 @@ def train_increment(
     row_signs, usual = _row_signs(taken, scored), _usual(state)
     rejected = decide_rows(row_signs, usual, state.recipe.gate)
     watch.lap("score")
-    trained = _UNTRAINED if rejected else _train(intake, taken, state, group, cut.number, warmup, watch)
+    trained = _UNTRAINED if rejected else _train(intake, taken, state, group, cut.number, warmup, watch, checkpoint)
     watch.lap("train")
     if state.probes is None:
         state.probes = _probes(asked, state, group)
@@ -238,6 +240,7 @@ def _train(
     increment: int,
     warmup: bool,
     watch: Stopwatch,
+    checkpoint: Checkpoint | None,
 ) -> Trained:
     """Learn from the cut: the model by steps, then the counters by counting, then history takes the rows."""
     recipe = state.recipe
@@ -269,7 +272,9 @@ def _train(
         replayed=replayed,
         prior=prior,
         early_stop=recipe.train.budget if isinstance(recipe.train.budget, EarlyStopConfig) else None,
+        checkpoint=checkpoint,
     )
+    watch.book("train", passed.earlier_s)
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
     state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior)

@@ -26,6 +26,7 @@ from headrace.replay.client import LocalReplay, Replay, ReplaySpec
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store
 from headrace.train import questions
+from headrace.train.checkpoint import Checkpoint
 from headrace.train.committer import Committer
 from headrace.train.group import Solo
 from headrace.train.increment import train_increment
@@ -56,9 +57,16 @@ class Learner:
         """The cut of the newest commit; -1 before the warm-up."""
         return -1 if self.state.commit is None else self.state.commit.cut
 
-    def train(self, part: CutRows, on_scored: Callable[[Scored], None] | None = None) -> Manifest:
+    def train(
+        self,
+        part: CutRows,
+        on_scored: Callable[[Scored], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Manifest:
         """One increment; see ``train_increment``."""
-        return train_increment(part, self.state, self._group, self._committer, on_scored=on_scored)
+        return train_increment(
+            part, self.state, self._group, self._committer, on_scored=on_scored, checkpoint=checkpoint
+        )
 
 
 def replay(

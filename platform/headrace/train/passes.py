@@ -20,6 +20,7 @@ from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf
 from headrace.records import generator
 from headrace.replay.packed import join
+from headrace.train.checkpoint import Checkpoint
 from headrace.train.early_stop import EarlyStop, hold_out, validation
 from headrace.train.group import Group
 from headrace.train.step import StepBatch, TrainStep
@@ -40,6 +41,8 @@ class PassStats:
     last_gradient_norm: float
     seconds: float
     """Wall time on this rank; never part of a state."""
+    earlier_s: float = 0.0
+    """Of passes that were gone on from, beside ``seconds``."""
     validated: int = 0
     """Queries of each validation; 0: there was none."""
     recall_per_epoch: tuple[float, ...] = ()
@@ -92,15 +95,16 @@ def train_passes(
     replayed: Examples | None = None,
     prior: PriorOf | None = None,
     early_stop: EarlyStopConfig | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> PassStats:
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
 
     ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
     of earlier increments, which are mixed with the others. ``prior``: what is added to the logits. With ``early_stop``,
     a part of ``examples`` validates, and decides how many passes there are; unless no rank holds any of that part, or
-    ``epochs`` is 0.
+    ``epochs`` is 0. ``checkpoint``: what is gone on from, if there is anything, and replaced after every pass.
     """
-    began, steps_before, losses = time.perf_counter(), step.step_in_increment, list[float]()
+    began, steps_before = time.perf_counter(), step.step_in_increment
     examples, stop = examples.known(slot_I), None
     if early_stop is not None and epochs:
         kept, held = hold_out(examples, early_stop, seed)
@@ -109,10 +113,13 @@ def train_passes(
         stop = EarlyStop(early_stop, queries, step.group)
         examples, stop = (kept, stop) if stop.num_queries else (examples, None)
     course = _course(step, examples, replayed, eligible, slot_I, prior)
+    losses = checkpoint.resume(step, stop) if checkpoint is not None else []
     while len(losses) < epochs if stop is None else not stop.is_over:
         losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
         if stop is not None:
             stop.see(step)
+        if checkpoint is not None:
+            checkpoint.keep(step, stop, losses, time.perf_counter() - began)
     if stop is not None:
         stop.take_best(step)
     return PassStats(
@@ -122,6 +129,7 @@ def train_passes(
         tuple(losses),
         step.last_gradient_norm,
         time.perf_counter() - began,
+        checkpoint.earlier_s if checkpoint is not None else 0.0,
         *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else ()),
     )
 

@@ -82,6 +82,7 @@ class Cycles:
             self._follow(last)
             if last == len(self._shelf) - 1:  # nothing can follow
                 shutil.rmtree(self._cells.run / "store")
+        self._cells.end()
 
     def _follow(self, last: int) -> None:
         store = self._cells.store()
@@ -101,7 +102,9 @@ class Cycles:
             if cycle and self._variant.fresh_optimizer:
                 state.step = _without_moments(state)
             if cycle < last:
-                learner.train(part, put)
+                checkpoint = self._cells.checkpoint(cycle)
+                learner.train(part, put, checkpoint)
+                checkpoint.done()
 
     def _from_scratch(self, cycle: int) -> None:
         """Train on all periods before this cycle's as one warm-up, then test; the blend goes on from cycle to cycle."""
@@ -109,7 +112,8 @@ class Cycles:
             learner = Learner(self._recipe, self._device, Store(folder))
             state, whole = learner.state, self._by_period(self._shelf.first(cycle))
             self._keep_samples(range(cycle), whole, state)
-            learner.train(whole)
+            checkpoint = self._cells.checkpoint(cycle)
+            learner.train(whole, None, checkpoint)
         assert state.learner is not None
         blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration)
         version = blend.of(state.learner)
@@ -120,6 +124,7 @@ class Cycles:
         blend = blend.moved(scored.probability, scored.slope, self._recipe.blend)
         self._cells.put_blend(cycle, blend)
         self._putting(cycle, asked, state, moving_T)(scored)
+        checkpoint.done()
 
     def _answering(self, state: LearnerState) -> tuple[Recommender, Blend]:
         """The version that is tested, and its blend before the test."""

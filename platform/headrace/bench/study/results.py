@@ -1,14 +1,18 @@
 """The folder of a study: a file per finished cycle, so that whoever was stopped goes on, and several may work at once.
 
+A cycle that was stopped while it trained goes on after its last whole pass.
+
 results.json, forgetting.json, table.md, report.html    made of all that is done
 commands/                     how each part of it was made
 log/                          the log as it landed, once for all methods
 rows/METHOD/seed-1/           a cycle's figures; ranks/: every query's ranks; forgetting/: a row of the matrix
-runs/METHOD/seed-1/           the learner's store, from which it goes on; its recipe, and samples of past queries
+runs/METHOD/seed-1/           the learner's store, from which it goes on; its recipe, samples of past queries, and the
+                              passes over a period that is being trained
 """
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from headrace.config.load import dump_recipe, read_resolved
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
 from headrace.store.store import Store
+from headrace.train.checkpoint import Checkpoint
 
 Row = dict[str, Any]
 _ASIDE = ("run", "store", "serve", "tracking")
@@ -57,6 +62,14 @@ class Cells:
     def store(self) -> Store:
         """The learner's commits."""
         return Store(str(self.run / "store"))
+
+    def checkpoint(self, cycle: int) -> Checkpoint:
+        """Where the passes over a cycle's update are kept while they go on."""
+        return Checkpoint(Store(str(self._epochs)), f"cycle-{cycle:03d}.safetensors")
+
+    def end(self) -> None:
+        """Nothing is under way any more."""
+        shutil.rmtree(self._epochs, ignore_errors=True)
 
     def sample(self, period: int) -> Path:
         """Where past queries are kept, that forgetting is measured on."""
@@ -99,6 +112,10 @@ class Cells:
         """The blend after a cycle, for learners that have no store to keep it in."""
         kept = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
         _write(self.run / "blend.json", json.dumps({**self._blends(), str(cycle): kept}))
+
+    @property
+    def _epochs(self) -> Path:
+        return self.run / "epochs"
 
     def _blends(self) -> dict[str, Any]:
         path = self.run / "blend.json"
