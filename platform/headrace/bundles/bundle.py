@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from headrace.blend.split import Split
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
@@ -66,6 +67,8 @@ class Bundle:
     recipe: Mapping[str, Any]
     """The sections that parts cannot be read without: model, inputs, catalogue, experts, columns."""
     parts: Mapping[str, PartRef]
+    split: Mapping[str, Any] | None = None
+    """Of the blend, its side of repeats; None, and not stored, where it has none."""
 
     @property
     def sha256(self) -> str:
@@ -75,6 +78,8 @@ class Bundle:
     def to_json(self) -> bytes:
         """What is stored; equal bundles give equal bytes."""
         content = asdict(self) | {"parts": {name: [ref.sha256, ref.size_bytes] for name, ref in self.parts.items()}}
+        if self.split is None:
+            del content["split"]
         return json.dumps(content, indent=1).encode()
 
     @classmethod
@@ -109,6 +114,7 @@ def bundle_of(manifest: Manifest, parent: int | None = None) -> Bundle:
         seen_last=manifest.facts["seen_last"],
         recipe=dict(manifest.facts["recipe"]),
         parts={name: ref for name, ref in sorted(manifest.parts.items()) if name.split("/")[0] in SERVED},
+        split=manifest.facts.get("split"),
     )
 
 
@@ -207,6 +213,7 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
         bundle.seen_last,
         bundle.exponents,
         config.prior,
+        None if bundle.split is None else Split.from_state(bundle.split),
     )
     columns = ColumnsConfig.model_validate(bundle.recipe["columns"])
     past = Past(folder("history")) if with_past else None

@@ -559,6 +559,9 @@ class BlendConfig(Section):
     """Spread evenly over all experts at every query, so that no weight can die."""
     calibrate: bool = True
     """Whether the stream also learns how sharply each expert is heard: one temperature each."""
+    split: Literal["none", "repeat"] = "none"
+    """"repeat": the items of a query's own context have weights of their own, and together the share of the score with
+    which targets of the stream come again, by length of context; where seen items come last, they have none."""
 
 
 class RecommendConfig(Section):

@@ -8,12 +8,13 @@ Shape legend: Q queries, R = Q + 1 offsets, T targets (flat), K voters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.blend.split import OnRepeats
 from headrace.blend.weights import per_query
 from headrace.evaluation.coherence import Coherence, best_coherence, draw_controls
 from headrace.evaluation.metrics import METRICS
@@ -100,6 +101,9 @@ class Scored:
     """By name, as ``metrics``: the rank of every target, (T,), in the order of ``item_T``."""
     coherence: Coherence | None
     """None where there is nothing to compare."""
+    repeated: OnRepeats | None = None
+    """Where the learner's blend is split: the side of repeats, (Q,) in ledger order; ``probability`` and ``slope`` are
+    then of the other side."""
 
 
 def sample(queries: Queries, max_queries: int | None, seed: int, gather: Gather) -> Queries:
@@ -148,7 +152,11 @@ def score(
         **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
         **{f"above/{name}": above_Q for name, above_Q in per_query(above, queries.offset_R).items()},
     }
-    return _summary(gather(mine), list(rank_of), list(own.probability), list(own.slope), list(gained), list(above))
+    if own.repeated is not None:
+        mine |= _flat(own.repeated.per_query(queries.offset_R))
+    parts = gather(mine)
+    summary = _summary(parts, list(rank_of), list(own.probability), list(own.slope), list(gained), list(above))
+    return summary if own.repeated is None else replace(summary, repeated=_repeated(parts, own.repeated))
 
 
 def _judge(
@@ -192,8 +200,7 @@ def _summary(
     compared: Sequence[str],
     answers: Sequence[str],
 ) -> Scored:
-    shard_Q, row_Q, length_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row", "length"))
-    order_Q = np.lexsort((row_Q, shard_Q))
+    length_Q, order_Q = np.concatenate([part["length"] for part in parts]), _ledger_order(parts)
     order_T = ranges(offsets(length_Q)[:-1][order_Q], length_Q[order_Q])
     known_Q = np.concatenate([part["known"] for part in parts])[order_Q]
     metrics: dict[str, dict[str, float]] = {}
@@ -225,6 +232,32 @@ def _summary(
         ranks,
         best_coherence(above),
     )
+
+
+def _ledger_order(parts: Sequence[Arrays]) -> NDArray[np.int64]:
+    shard_Q, row_Q = (np.concatenate([part[name] for part in parts]) for name in ("shard", "row"))
+    return np.lexsort((row_Q, shard_Q))
+
+
+def _flat(told: OnRepeats) -> dict[str, NDArray[Any]]:
+    """The side of repeats as arrays that can be gathered."""
+    p = {f"repeated/p/{name}": p_Q for name, p_Q in told.probability.items()}
+    slope = {f"repeated/slope/{name}": slope_Q for name, slope_Q in told.slope.items()}
+    return {**p, **slope, "repeated/asked": told.asked_B, "repeated/again": told.repeated_B}
+
+
+def _repeated(parts: Sequence[Arrays], like: OnRepeats) -> OnRepeats:
+    """All ranks' side of repeats, in ledger order, of what ``_flat`` made of such as ``like``."""
+    told = [
+        OnRepeats(
+            {name: part[f"repeated/p/{name}"] for name in like.probability},
+            {name: part[f"repeated/slope/{name}"] for name in like.slope},
+            part["repeated/asked"],
+            part["repeated/again"],
+        )
+        for part in parts
+    ]
+    return OnRepeats.joined(told).take(_ledger_order(parts))
 
 
 def _per_query(parts: Sequence[Arrays], key: str, metric: str) -> NDArray[np.float64]:

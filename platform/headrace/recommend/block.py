@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.blend.weights import NEURAL, UNIFORM
+from headrace.recommend.repeated import Repeated
 from headrace.recommend.seen import Seen
 from headrace.recommend.votes import SharedVote, SparseVote, Vote
 
@@ -30,12 +31,16 @@ class Block:
     logits_QE: Tensor
     """Overwritten by ``exponentials`` and ``mix``; minus infinity where an item is seen and seen ones come last."""
     highest_Q: Tensor
-    """The highest logit of each query."""
+    """The highest logit of each query, seen items left out where ``seen`` names them."""
     neural_Q: NDArray[np.bool_]
     """Whether the model votes: the context holds a known item, and the logits are finite."""
     votes: Mapping[str, Vote]
     seen: Seen | None
-    """Where seen items come last: which they are."""
+    """Where seen items come last, or have a part of their own: which they are. Votes are over the others."""
+    alone: Mapping[str, Vote]
+    """How counters rank items by themselves: votes over all items, unless seen ones come last."""
+    repeated: Repeated | None
+    """Where the blend is split: the part that seen items have."""
 
     def __len__(self) -> int:
         return len(self.neural_Q)
@@ -63,13 +68,15 @@ class Block:
         return np.asarray(np.log(total_Q) - told_Q / total_Q, dtype=np.float64)
 
     def weights(self, weight_K: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The weights among those that vote on each query, ``(Q, K)``; rows sum to 1."""
+        """The weights among those that vote on each query, ``(Q, K)``; rows sum to 1, or what repeats leave of it."""
         active_QK = np.ones((len(self), len(weight_K)), dtype=np.bool_)
         active_QK[:, 0] = self.neural_Q
         for place, vote in enumerate(self.votes.values(), start=1):
             active_QK[:, place] = vote.active_Q if vote is not None else False
         weight_QK: NDArray[np.float64] = active_QK * weight_K
         weight_QK /= weight_QK.sum(axis=1, keepdims=True)
+        if self.repeated is not None:
+            weight_QK *= 1.0 - self.repeated.share_Q[:, None]
         return weight_QK
 
     def mix(self, weight_QK: NDArray[np.float64], total_Q: NDArray[np.float64]) -> Tensor:
@@ -84,6 +91,8 @@ class Block:
             elif isinstance(vote, SparseVote):
                 vote.add_to(score_QE, weight_QK[:, place].astype(np.float32))
         put_seen(score_QE, self.seen, 0.0)
+        if self.repeated is not None:
+            put_seen(score_QE, self.seen, torch.from_numpy(self.repeated.score_S).to(score_QE))
         return score_QE
 
     def probabilities(self, total_Q: NDArray[np.float64]) -> dict[str, Tensor]:
@@ -120,11 +129,14 @@ class Block:
         shares[UNIFORM] = np.where(unseen_T, weight_QK[row_T, -1] / self.num_unseen_Q[row_T], 0.0)
         rest_T = score_T - np.sum([shares[name] for name in (*self.votes, UNIFORM)], axis=0)
         shares[NEURAL] = np.where(unseen_T & self.neural_Q[row_T], np.maximum(rest_T, 0.0), 0.0)
+        if self.repeated is not None:
+            repeated = self.repeated.shares(row_T, column_T)
+            shares = {name: share_T + repeated[name] for name, share_T in shares.items()}
         return shares
 
 
-def put_seen(x_QE: Tensor, seen: Seen | None, value: float) -> None:
-    """Put a value at every seen item, in place."""
+def put_seen(x_QE: Tensor, seen: Seen | None, value: float | Tensor) -> None:
+    """Put a value at every seen item, or to each its own, in place."""
     if seen is not None and len(seen.row_S):
         row_S, column_S = (torch.from_numpy(array).to(x_QE.device) for array in (seen.row_S, seen.column_S))
         x_QE[row_S, column_S] = value

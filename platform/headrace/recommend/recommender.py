@@ -5,7 +5,8 @@ The score of an item is the weighted sum of the experts' probabilities over the 
 softmax, with the recipe's prior); the weights are renormalised over those that vote. A model has no vote on a context
 without known items.
 Each expert's probabilities are raised to its exponent first, which is 1 unless the stream has taught another.
-With ``seen_last``, the items of a query's own context have probability 0 and come after all others.
+With ``seen_last``, the items of a query's own context have probability 0 and come after all others. Else, with a split
+blend, they have a mixture and a part of the score of their own (blend/split.py).
 Work is done in blocks of ``BLOCK`` queries, padded to that many, since a product over another shape differs in its last
 bits; exponents are summed in float64. Memory is a few times BLOCK x E, whatever is asked.
 Shape legend: Q queries (of a block, or of a call), R = Q + 1 offsets, T targets (flat), E eligible items, D width,
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.blend.split import OnRepeats, Split
 from headrace.blend.weights import NEURAL, UNIFORM, Weights, expert_names
 from headrace.catalogue.eligible import Eligible
 from headrace.config.recipe import PriorConfig
@@ -30,8 +32,9 @@ from headrace.models.base import RecallModel
 from headrace.recommend.block import Block, best, put_seen, rank, share_below, values
 from headrace.recommend.encode import answering, encode, newest
 from headrace.recommend.prior import offset_of
+from headrace.recommend.repeated import Repeated
 from headrace.recommend.seen import Seen
-from headrace.recommend.votes import MISS, Heard, Voters
+from headrace.recommend.votes import MISS, Heard, Voters, slope
 
 BLEND = "blend"
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -62,22 +65,26 @@ class Judged:
     Beyond every cutoff where the target is not eligible, or the expert abstains."""
     probability: Mapping[str, NDArray[np.float64]]
     """By "neural", each counter and "uniform": the target's probability, (T,); nan in those two cases, and where the
-    target was seen and seen items come last."""
+    target was seen and seen items come last, or have a part of their own."""
     slope: Mapping[str, NDArray[np.float64]]
     """By "neural" and each counter: that probability's derivative by the logarithm of the expert's exponent, (T,)."""
     above_T: NDArray[np.float64] | None = None
     """Where controls were named: the share of them, the target itself left out, that the blend scores below the target;
     nan where it is not eligible, or no other control is."""
+    repeated: OnRepeats | None = None
+    """Where the blend is split: the same of targets that were seen, among the seen items."""
 
     @classmethod
     def joined(cls, parts: Sequence["Judged"]) -> "Judged":
         """Of one version's answers to several groups of queries, in turn; at least one."""
         above = [part.above_T for part in parts if part.above_T is not None]
+        repeated = [part.repeated for part in parts if part.repeated is not None]
         return cls(
             {name: np.concatenate([part.rank[name] for part in parts]) for name in parts[0].rank},
             {name: np.concatenate([part.probability[name] for part in parts]) for name in parts[0].probability},
             {name: np.concatenate([part.slope[name] for part in parts]) for name in parts[0].slope},
             np.concatenate(above) if above else None,
+            OnRepeats.joined(repeated) if repeated else None,
         )
 
 
@@ -99,6 +106,7 @@ class Recommender:
         seen_last: bool = False,
         exponents: Mapping[str, float] | None = None,
         prior: PriorConfig | None = None,
+        split: Split | None = None,
     ) -> None:
         names = expert_names([expert.name for expert in experts])
         if set(weights.names) != set(names):
@@ -118,6 +126,7 @@ class Recommender:
         self._weight_K = self._in_order(weights)
         self._exponents = dict(exponents or {})
         self._prior = prior
+        self._split = split
         self._voters = Voters(self.experts, eligible, self._exponents)
         self._slot_E = torch.from_numpy(slot_I[eligible.number_E]).to(model.table.weight.device)
         self._absent_E: Tensor | None = None
@@ -197,6 +206,7 @@ class Recommender:
             {name: np.full(len(target_T), np.nan) for name in told},
             {name: np.full(len(target_T), np.nan) for name in told[:-1]},
             None if controls is None else np.full(len(target_T), np.nan),
+            None if ranks_only or self._split is None else OnRepeats.nothing(told, len(target_T)),
         )
         control_C = self.eligible.column_of(controls if controls is not None else _NOTHING)
         control_C = control_C[control_C >= 0]
@@ -209,22 +219,26 @@ class Recommender:
                 row_T = query_T[index_T] - block.first
                 if not ranks_only:
                     _judge_votes(block, index_T, row_T, column_T[index_T], judged)
+                if judged.repeated is not None and block.repeated is not None:
+                    block.repeated.judge(index_T, row_T, column_T[index_T], judged.repeated)
                 self._judge_mix(block, index_T, row_T, column_T[index_T], control_C, judged)
         return judged
 
     def probabilities(self, contexts: Contexts) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Block by block, which queries, and every expert's probabilities ``(Q, E)``, by name: for studies of the mix.
 
-        Zeros where an expert abstains.
+        Zeros where an expert abstains. Over all items, also where the blend is split.
         """
+        whole = copy(self)
+        whole._split = None
         with answering(self.model):
-            for block in self._blocks(contexts):
+            for block in whole._blocks(contexts):
                 yield slice(block.first, block.first + len(block)), block.probabilities(block.exponentials())
 
-    def remixed(self, weights: Weights, exponents: Mapping[str, float]) -> "Recommender":
+    def remixed(self, weights: Weights, exponents: Mapping[str, float], split: Split | None = None) -> "Recommender":
         """The same version with another blend; everything else is shared."""
         other = copy(self)
-        other._weight_K = self._in_order(weights)
+        other._weight_K, other._split = self._in_order(weights), split
         other._exponents = dict(exponents)
         other._voters = Voters(self.experts, self.eligible, other._exponents)
         return other
@@ -268,7 +282,7 @@ class Recommender:
             value_T = values(block.logits_QE, row_T[on_T], column_T[on_T]).double().cpu().numpy()
             p_T = value_T / total_Q[row_T[on_T]]
             judged.probability[NEURAL][index_T[on_T]] = p_T
-            judged.slope[NEURAL][index_T[on_T]] = _slope(p_T, block.entropy(total_Q)[row_T[on_T]])
+            judged.slope[NEURAL][index_T[on_T]] = slope(p_T, block.entropy(total_Q)[row_T[on_T]])
         score_QE = block.mix(block.weights(self._weight_K), total_Q)
         judged.rank[BLEND][index_T] = rank(score_QE, row_T, column_T)
         if judged.above_T is not None:
@@ -284,7 +298,7 @@ class Recommender:
         encoded_QD = encode(self.model, met, self._slot_I, self.max_events)
         for first in range(0, len(asked), BLOCK):
             block = asked.take(np.arange(first, min(first + BLOCK, len(asked))))
-            seen = Seen(block, self.eligible) if self.seen_last else None
+            seen = Seen(block, self.eligible) if self.seen_last or self._split is not None else None
             query_QD = encoded_QD[first : first + BLOCK]
             padded_BD = torch.nn.functional.pad(query_QD, (0, 0, 0, BLOCK - len(block)))
             logits_QE = (self.model.query_side(padded_BD) @ items_ED.T)[: len(block)]
@@ -299,13 +313,33 @@ class Recommender:
                 logits_QE *= exponent
             if self._absent_E is not None:
                 logits_QE.masked_fill_(self._absent_E, -torch.inf)
-            put_seen(logits_QE, seen, -torch.inf)
-            highest_Q = logits_QE.amax(dim=1)
-            finite_Q = torch.isfinite(highest_Q).cpu().numpy()
             met_Q = met.length_Q[first : first + BLOCK] > 0
-            self._voters.faults[NEURAL] += int((met_Q & ~finite_Q).sum())
-            votes = self._voters.votes(said, len(block), seen)
-            yield Block(first, logits_QE, highest_Q, met_Q & finite_Q, votes, seen)
+            yield self._block(first, block.length_Q, logits_QE, met_Q, said, seen)
+
+    def _block(
+        self,
+        first: int,
+        length_Q: NDArray[np.int64],
+        logits_QE: Tensor,
+        met_Q: NDArray[np.bool_],
+        said: Heard,
+        seen: Seen | None,
+    ) -> Block:
+        """Of contexts of so many events: the model's logits, unless it has met none of them, and what counters said."""
+        split = None if self.seen_last else self._split
+        row_S, column_S = (seen.row_S, seen.column_S) if seen is not None else (_NOTHING, _NOTHING)
+        logit_S = values(logits_QE, row_S, column_S) if split is not None else None
+        put_seen(logits_QE, seen, -torch.inf)
+        highest_Q = logits_QE.amax(dim=1)
+        finite_Q = torch.isfinite(highest_Q).cpu().numpy()
+        self._voters.faults[NEURAL] += int((met_Q & ~finite_Q).sum())
+        neural_Q, votes = met_Q & finite_Q, self._voters.votes(said, len(length_Q), seen)
+        if split is None or seen is None or logit_S is None:
+            return Block(first, logits_QE, highest_Q, neural_Q, votes, seen, votes, None)
+        put_seen(logits_QE, seen, logit_S)
+        alone = self._voters.again(said, len(length_Q), None)
+        repeated = Repeated(split, seen, logit_S.double().cpu().numpy(), neural_Q, alone, length_Q)
+        return Block(first, logits_QE, highest_Q, neural_Q, votes, seen, alone, repeated)
 
     def _items(self) -> Tensor:
         """The eligible items' side of the product, ``(E, D)``."""
@@ -325,21 +359,17 @@ def _judge_votes(
     unseen_T = _unseen(block, row_T, column_T)
     judged.probability[UNIFORM][index_T[unseen_T]] = 1.0 / block.num_unseen_Q[row_T[unseen_T]]
     for name, vote in block.votes.items():
-        if vote is not None:
-            on_T = vote.active_Q[row_T]
-            judged.rank[name][index_T[on_T]] = vote.rank(row_T[on_T], column_T[on_T])
-            on_T = on_T & unseen_T
+        alone = block.alone[name]
+        if vote is not None and alone is not None:
+            on_T = alone.active_Q[row_T]
+            judged.rank[name][index_T[on_T]] = alone.rank(row_T[on_T], column_T[on_T])
+            on_T = vote.active_Q[row_T] & unseen_T
             p_T = vote.probability(row_T[on_T], column_T[on_T])
             judged.probability[name][index_T[on_T]] = p_T
-            judged.slope[name][index_T[on_T]] = _slope(p_T, vote.entropy(len(block))[row_T[on_T]])
+            judged.slope[name][index_T[on_T]] = slope(p_T, vote.entropy(len(block))[row_T[on_T]])
 
 
 def _unseen(block: Block, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.bool_]:
     if block.seen is None:
         return np.ones(len(row_T), dtype=np.bool_)
     return ~block.seen.holds(row_T, column_T)
-
-
-def _slope(p_T: NDArray[np.float64], entropy_T: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The derivative of these probabilities by the logarithm of their expert's exponent."""
-    return p_T * (np.log(np.maximum(p_T, 1e-300)) + entropy_T)

@@ -57,11 +57,15 @@ class Seen:
 
     def holds(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these (query, column) pairs are seen."""
+        return self.place(row_T, column_T) >= 0
+
+    def place(self, row_T: NDArray[np.int64], column_T: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where these (query, column) pairs stand among the seen ones; -1: nowhere."""
         if not len(self._key_S):
-            return np.zeros(len(row_T), dtype=np.bool_)
+            return np.full(len(row_T), -1, dtype=np.int64)
         key_T = row_T * self._size + column_T
         at_T = np.minimum(np.searchsorted(self._key_S, key_T), len(self._key_S) - 1)
-        return np.asarray(self._key_S[at_T] == key_T)
+        return np.where(self._key_S[at_T] == key_T, at_T, -1)
 
     def mass(self, p_E: NDArray[np.float32]) -> NDArray[np.float64]:
         """What a shared vector gives to the seen items of each query, ``(Q,)``."""

@@ -65,6 +65,8 @@ class SharedVote:
         self.left_Q = np.ones(num_queries) if seen is None or not table.sound else 1.0 - seen.mass(table.p_E)
         """What its probabilities over the unseen items of each query sum to."""
         self.active_Q = np.asarray(self.left_Q > _LEAST) & table.sound
+        self.num_unsound = 0 if table.sound else num_queries
+        """Queries on which it is no probability."""
         self._table = table
         self._seen = seen
 
@@ -99,8 +101,10 @@ class SparseVote:
         length_Q = np.diff(sparse.offset_R)
         row_T = np.repeat(np.arange(len(length_Q)), length_Q)
         good_T = np.isfinite(sparse.p_T) & (sparse.p_T >= 0.0)
-        self.unsound_Q = np.bincount(row_T[~good_T], minlength=len(length_Q)) > 0
-        keep_T = ~self.unsound_Q[row_T]
+        unsound_Q = np.bincount(row_T[~good_T], minlength=len(length_Q)) > 0
+        self.num_unsound = int(unsound_Q.sum())
+        """Queries on which it is no probability."""
+        keep_T = ~unsound_Q[row_T]
         if seen is not None:
             keep_T &= ~seen.holds(row_T, sparse.column_T)
         row_T, column_T, p_T = row_T[keep_T], sparse.column_T[keep_T], sparse.p_T[keep_T]
@@ -160,6 +164,11 @@ Heard = Mapping[str, Shared | Sparse | None]
 """What each counter says about a block of queries, by name, before any version makes a vote of it."""
 
 
+def slope(p_T: NDArray[np.float64], entropy_T: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The derivative of these probabilities by the logarithm of their expert's exponent."""
+    return p_T * (np.log(np.maximum(p_T, 1e-300)) + entropy_T)
+
+
 def _sharpened(p_E: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
     if exponent == 1.0:
         return p_E
@@ -185,6 +194,13 @@ class Voters:
 
     def votes(self, heard: Heard, num_queries: int, seen: Seen | None) -> dict[str, Vote]:
         """Every expert's vote, of what was heard."""
+        votes = {name: self._vote(name, said, num_queries, seen) for name, said in heard.items()}
+        for name, vote in votes.items():
+            self.faults[name] += vote.num_unsound if vote is not None else 0
+        return votes
+
+    def again(self, heard: Heard, num_queries: int, seen: Seen | None) -> dict[str, Vote]:
+        """The same votes over other items; faults have been counted."""
         return {name: self._vote(name, said, num_queries, seen) for name, said in heard.items()}
 
     def _hear(self, expert: Expert, contexts: Contexts, query_QD: NDArray[np.float32]) -> Shared | Sparse | None:
@@ -206,9 +222,6 @@ class Voters:
                 table = self._shared.get(name)
                 if table is None or table.said_E is not p_E:
                     table = self._shared[name] = SharedTable(p_E, exponent)
-                self.faults[name] += 0 if table.sound else num_queries
                 return SharedVote(table, num_queries, seen)
             case Sparse() as sparse:
-                vote = SparseVote(sparse, len(self._eligible), seen, exponent)
-                self.faults[name] += int(vote.unsound_Q.sum())
-                return vote
+                return SparseVote(sparse, len(self._eligible), seen, exponent)

@@ -229,6 +229,8 @@ def _score(
             state.calibration = recalibrate(state.calibration, state.weights, scored.probability, scored.slope)
         moved = update(state.weights, scored.probability, recipe.blend.eta, recipe.blend.share)
         state.weights = moved.weights
+        if state.split is not None and scored.repeated is not None:
+            state.split, state.calibration = state.split.moved(state.calibration, scored.repeated, recipe.blend)
     return scored
 
 

@@ -4,7 +4,7 @@ Model, optimizer, methods, catalogue, experts and weights are the same on every 
 each rank's own, by key group. A rank count other than the commit's is fine: rows are dealt out again by group.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.blend.calibration import Calibration
+from headrace.blend.split import Split, split_of
 from headrace.blend.weights import Weights
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.catalogue.eligible import Eligible
@@ -62,6 +63,8 @@ class LearnerState:
     experts: list[Expert]
     weights: Weights
     calibration: Calibration
+    split: Split | None
+    """The blend's side of repeats; ``weights`` are then those of other items. None where the recipe does not split."""
     history: SegmentLog
     repeats: Repeats
     """How often the stream's targets were in their own contexts: what ``recommend.seen = "auto"`` follows."""
@@ -139,6 +142,7 @@ class LearnerState:
             self.seen_last,
             self.calibration.exponents,
             self.recipe.model.prior,
+            self.split,
         )
 
     def probed(self, version: Recommender) -> NDArray[np.int64] | None:
@@ -177,6 +181,7 @@ class LearnerState:
             "watermark_ms": self.watermark_ms,
             "weights": self.weights.as_mapping(),
             "calibration": self.calibration.state(),
+            **({} if self.split is None else {"split": self.split.state()}),
             "repeats": [self.repeats.asked, self.repeats.repeated],
             "seen_last": self.seen_last,
             "num_items": len(self.catalogue),
@@ -206,6 +211,7 @@ def fresh(recipe: Recipe, group: Group, device: torch.device, replay: Replay | N
         build_experts(recipe.experts),
         Weights.even([expert.name for expert in recipe.experts]),
         Calibration.plain([expert.name for expert in recipe.experts]),
+        split_of(recipe.blend, [expert.name for expert in recipe.experts]),
         _history(recipe, group),
         Repeats(),
         _seen(recipe, group),
@@ -267,6 +273,8 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     state.version = facts["last_version"]
     state.num_holds = facts["num_holds"]
     state.repeats = Repeats(*facts["repeats"])
+    if state.split is not None and "split" in facts:
+        state.split = Split.from_state(facts["split"])
     state.rows |= facts["rows"]
     state.trial = Trial.from_state(facts["trial"])
     state.num_unlooked = facts.get("num_unlooked", 0)
@@ -295,6 +303,8 @@ def load_learner(state: LearnerState, store: Store, manifest: Manifest) -> None:
     state.held_V = load_arrays(store.get_part(manifest.parts["catalogue/slots"]))["number"]
     state.weights = Weights.from_mapping(manifest.facts["weights"])
     state.calibration = Calibration.from_state(manifest.facts["calibration"])
+    if state.split is not None and "split" in manifest.facts:  # how often targets came again is the stream's to say
+        state.split = replace(state.split, weights=Split.from_state(manifest.facts["split"]).weights)
     for expert in state.experts:
         if isinstance(expert, Encoding):
             expert.outdate()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from headrace.bench.study.shelf import Shelf
 from headrace.blend.calibration import Calibration, recalibrate
+from headrace.blend.split import OnRepeats, Split, split_of
 from headrace.blend.weights import NEURAL as NEURAL
 from headrace.blend.weights import Weights, per_query, update
 from headrace.catalogue.ids import Catalogue
@@ -121,17 +122,31 @@ class Blend:
 
     weights: Weights
     calibration: Calibration
+    split: Split | None
+    """Its side of repeats, where it has one."""
+
+    @classmethod
+    def even(cls, counters: Sequence[str], config: BlendConfig) -> "Blend":
+        """Before any query."""
+        return cls(Weights.even(counters), Calibration.plain(counters), split_of(config, counters))
 
     def moved(
-        self, p: Mapping[str, NDArray[np.float64]], slope: Mapping[str, NDArray[np.float64]], config: BlendConfig
+        self,
+        p: Mapping[str, NDArray[np.float64]],
+        slope: Mapping[str, NDArray[np.float64]],
+        repeated: OnRepeats | None,
+        config: BlendConfig,
     ) -> "Blend":
         """After these queries, (Q,) by expert, in the order in which an increment moves them."""
         calibration = recalibrate(self.calibration, self.weights, p, slope) if config.calibrate else self.calibration
-        return Blend(update(self.weights, p, config.eta, config.share).weights, calibration)
+        weights, split = update(self.weights, p, config.eta, config.share).weights, self.split
+        if split is not None and repeated is not None:
+            split, calibration = split.moved(calibration, repeated, config)
+        return Blend(weights, calibration, split)
 
     def of(self, version: Recommender) -> Recommender:
         """This version, answering with these weights."""
-        return version.remixed(self.weights, self.calibration.exponents)
+        return version.remixed(self.weights, self.calibration.exponents, self.split)
 
 
 def in_order(asked: Queries) -> Queries:
@@ -147,7 +162,8 @@ def running(asked: Queries, version: Recommender, blend: Blend, config: BlendCon
         judged = blend.of(version).judge(chunk.contexts, chunk.target_T, chunk.offset_R)
         ranks.append(judged.rank[BLEND])
         p, slope = (per_query(of, chunk.offset_R) for of in (judged.probability, judged.slope))
-        blend = blend.moved(p, slope, config)
+        repeated = None if judged.repeated is None else judged.repeated.per_query(chunk.offset_R)
+        blend = blend.moved(p, slope, repeated, config)
     return np.concatenate(ranks)
 
 

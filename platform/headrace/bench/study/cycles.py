@@ -30,8 +30,6 @@ from headrace.bench.study.answers import (
 from headrace.bench.study.results import Cells, Row
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_asked
-from headrace.blend.calibration import Calibration
-from headrace.blend.weights import Weights
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import PassesConfig, Recipe, ReservoirConfig
 from headrace.evaluation.prequential import Queries, Scored, score
@@ -115,13 +113,13 @@ class Cycles:
             checkpoint = self._cells.checkpoint(cycle)
             learner.train(whole, None, checkpoint)
         assert state.learner is not None
-        blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration)
+        blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration, state.split)
         version = blend.of(state.learner)
         self._measure(cycle, version)
         asked = in_order(queries_of(self._by_period(self._shelf.part(cycle)), state))
         moving_T = running(asked, version, blend, self._recipe.blend)
         scored = score(asked, version, version, None, Solo().gather)
-        blend = blend.moved(scored.probability, scored.slope, self._recipe.blend)
+        blend = blend.moved(scored.probability, scored.slope, scored.repeated, self._recipe.blend)
         self._cells.put_blend(cycle, blend)
         self._putting(cycle, asked, state, moving_T)(scored)
         checkpoint.done()
@@ -131,9 +129,9 @@ class Cycles:
         if self._variant.reference == FROZEN:
             assert state.frozen is not None
             counters = [expert.name for expert in state.frozen.experts]
-            return state.frozen, Blend(Weights.even(counters), Calibration.plain(counters))
+            return state.frozen, Blend.even(counters, self._recipe.blend)
         assert state.learner is not None
-        return state.learner, Blend(state.weights, state.calibration)
+        return state.learner, Blend(state.weights, state.calibration, state.split)
 
     def _putting(
         self, cycle: int, asked: Queries, state: LearnerState, moving_T: NDArray[np.int64]

@@ -20,6 +20,7 @@ from typing import Any
 from headrace.bench.study.answers import Answers, Blend
 from headrace.bench.study.variants import Variant, folder_of
 from headrace.blend.calibration import Calibration
+from headrace.blend.split import Split
 from headrace.blend.weights import Weights
 from headrace.clock import wall_ms
 from headrace.config.load import dump_recipe, read_resolved
@@ -106,11 +107,14 @@ class Cells:
         if not before:
             return None
         kept = before[max(before)]
-        return Blend(Weights.from_mapping(kept["weights"]), Calibration.from_state(kept["calibration"]))
+        split = Split.from_state(kept["split"]) if kept.get("split") else None
+        return Blend(Weights.from_mapping(kept["weights"]), Calibration.from_state(kept["calibration"]), split)
 
     def put_blend(self, cycle: int, blend: Blend) -> None:
         """The blend after a cycle, for learners that have no store to keep it in."""
-        kept = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
+        kept: Row = {"weights": blend.weights.as_mapping(), "calibration": blend.calibration.state()}
+        if blend.split is not None:
+            kept["split"] = blend.split.state()
         _write(self.run / "blend.json", json.dumps({**self._blends(), str(cycle): kept}))
 
     @property

@@ -82,11 +82,11 @@ class Stretches:
                     learner.train(self._shelf.first(period, min(since, period - 1)))
                 state = learner.state
                 assert state.learner is not None
-                blend = self._cells.blend(period) or Blend(state.weights, state.calibration)
+                blend = self._cells.blend(period) or Blend(state.weights, state.calibration, state.split)
                 asked = in_order(queries_of(self._shelf.part(period), state))
                 scored = _score(asked, blend.of(state.learner))
                 if scored.num_queries:
-                    blend = blend.moved(scored.probability, scored.slope, config)
+                    blend = blend.moved(scored.probability, scored.slope, scored.repeated, config)
                 self._cells.put_blend(period, blend)
                 self._putting(period, asked, state)(scored)
             self._settle(period)
