@@ -195,6 +195,17 @@ def test_joint_carries_its_blend_from_cycle_to_cycle(bench):
     assert rows[1]["blend"] != rows[1]["blend_running"] or rows[1]["queries"] <= 500
 
 
+def test_a_split_blend_moves_within_a_test_and_is_carried_by_retrainers_too(bench):
+    words = ["blend.split=repeat", "recommend.seen=keep"]
+    for name in ("online", "frozen", "joint"):
+        rows = bench.run(name, [1, 2, 3], words=words)
+        assert all(0.0 <= row["blend"]["recall@20"] <= 1.0 for row in rows)
+    cells = bench.study.cells(bench.variant("joint"))
+    assert sum(cells.blend(4).split.asked_B) > sum(cells.blend(3).split.asked_B) > 0
+    newest = Chain(bench.study.cells(bench.variant("online")).store()).latest()
+    assert sum(newest.facts["split"]["asked"]) > 0
+
+
 def test_another_recipe_is_refused_in_the_same_folder(bench):
     bench.run("online", [1])
     with pytest.raises(ConfigError, match="another train"):

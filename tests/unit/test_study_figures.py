@@ -153,6 +153,8 @@ def test_names_are_read_as_the_recipe_knows_them(recipe):
     assert methods("window") == [("online", None)]
     assert variant("replay", recipe).recipe.methods[0].warmup_steps == 7, "as the recipe says"
     assert variant("online+train.epochs=5", recipe).recipe.train.epochs == 5
+    late = variant('joint+train.budget={kind="early_stop", split="prefix"}', recipe)
+    assert (late.reference, late.recipe.train.budget.split) == ("joint", "prefix")
     assert variant("joint", recipe).reference == "joint"
     fresh = variant("replay-fresh-untested", recipe)
     assert (fresh.fresh_optimizer, fresh.recipe.gate.window, len(fresh.recipe.methods)) == (True, 0, 2)

@@ -4,7 +4,8 @@ A part is a kind of method or of expert that recipes know, with settings after c
 override of the recipe ("train.epochs=6"). What the recipe says of a kind holds unless the name says otherwise; its
 ``online`` section is always in, since warm-up and guard are no method. "default" is the recipe as it stands. Endings:
 "-fresh" starts the learner's optimizer afresh at every cycle (an update gone wrong), "-untested" switches the
-sequential test off, which would roll such an update back. References go their own ways.
+sequential test off, which would roll such an update back. References go their own ways; overrides may follow them, too
+("joint+train.epochs=6").
 """
 
 import re
@@ -76,17 +77,20 @@ def variant(
     """
     base = load_recipe([str(recipe)], overrides)
     stem, ends = _endings(name)
+    first, *rest = stem.split("+")
+    overridden = all("=" in part.partition(":")[0] for part in rest)
+    reference = first if first in references and overridden else None
     words = list(overrides)
     if stem != "default":
         if any(word.startswith("methods=") for word in overrides):
             raise ConfigError(
                 f"method {name!r} would take the place of methods=..: say --methods default, or the kinds"
             )
-        words += _words([] if stem in references else stem.split("+"), base, name, references)
+        words += _words(rest if reference else [first, *rest], base, name, references)
     if _UNTESTED in ends:
         words.append("gate.window=0")
     made = load_recipe([str(recipe)], words)
-    return Variant(name, made, stem if stem in references else None, _FRESH in ends)
+    return Variant(name, made, reference, _FRESH in ends)
 
 
 def as_asked(variant: Variant) -> Recipe:
