@@ -109,6 +109,27 @@ class Rollback:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Whose rows an increment trains, and how far back. Made by feed/window.py; every cut of such a recipe carries one.
+
+    Of the cut itself, the rows that are picked; before them, as ``again``, those of the cuts from ``first`` on.
+    """
+
+    kind: str
+    """Of the recipe's ``feed.window``, whose figures follow."""
+    turn: int
+    """The cut's number: whose turn it is, or what is drawn."""
+    first: int
+    """The oldest cut whose row ranges are read again; ``turn`` where there is none."""
+    since_ms: int
+    """Event time at which the window begins. Rows from before it are trained only if they never were."""
+    span_s: int
+    buckets: int = 1
+    share: float = 1.0
+    of: str = "user"
+
+
+@dataclass(frozen=True)
 class Cut:
     """What one increment takes. Made by feed/ledger.py before it is trained; read by every rank."""
 
@@ -132,6 +153,8 @@ class Cut:
     """Files of the side feed that are in force from this cut on."""
     rollback: Rollback | None = None
     """What the learner goes back to before it trains; of several the newest."""
+    window: Window | None = None
+    """Which rows are trained; None: those of the cut."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +201,15 @@ class ItemRows:
 
 
 @dataclass(frozen=True)
+class Again:
+    """One rank's rows of earlier cuts that a cut's window picks, in ledger order. Made by feed/rows.py."""
+
+    rows: Rows
+    cut_N: NDArray[np.int64]
+    """The cut that took each."""
+
+
+@dataclass(frozen=True)
 class CutRows:
     """A cut with the rows of one rank and the ids that every rank must number alike. Made by feed/, read by train/."""
 
@@ -187,6 +219,8 @@ class CutRows:
     """The distinct raw item ids of the whole cut (all ranks' rows), by first row in ledger order."""
     told: ItemRows | None = None
     """What the side feed says from this cut on; alike on every rank."""
+    again: Again | None = None
+    """Rows of the cut's window; None where it has no window."""
 
 
 def kind_code(kind: str) -> int:

@@ -94,6 +94,40 @@ class SyntheticConfig(Section):
     """A side feed lands, too: every item with its attributes a shard before it is met, and when it leaves."""
 
 
+class PitConfig(Section):
+    """Partial incremental training: users take turns to be trained on (TBGRecall, arXiv 2508.11977)."""
+
+    kind: Literal["pit"] = "pit"
+    buckets: PositiveInt = 10
+    """Users (else sessions) are dealt to so many by hash; cut n trains the rows of bucket n mod buckets. None waits for
+    longer than a rotation, even where that is longer than the window."""
+    window_s: PositiveInt = 86400
+    """Of event time before the cut's newest shard."""
+
+
+class EveryoneConfig(Section):
+    """All rows of the window, at every increment: what PIT is to come close to."""
+
+    kind: Literal["all"] = "all"
+    window_s: PositiveInt = 86400
+    """As for "pit"."""
+
+
+class SampleConfig(Section):
+    """A share of the window, drawn anew for every increment: what PIT is to be better than, at its cost."""
+
+    kind: Literal["sample"] = "sample"
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    of: Literal["session", "user"] = "session"
+    """What is drawn, whole; "session" where contexts are sessions."""
+    window_s: PositiveInt = 86400
+    """As for "pit". A row that is never drawn while it is in the window stays deferred for good."""
+
+
+WindowConfig = Annotated[PitConfig | EveryoneConfig | SampleConfig, Field(discriminator="kind")]
+"""Every way to pick the rows that an increment trains, of its own and of those of a window before it."""
+
+
 class FeedConfig(Section):
     """Where shards land and how they become cuts."""
 
@@ -135,6 +169,8 @@ class FeedConfig(Section):
     """Where there is no session column: a user's new session begins after this much inactivity."""
     keep_landed: bool = False
     """Whether shards that the run itself lands (``replay``, ``synthetic``) stay when their cut has been committed."""
+    window: WindowConfig | None = None
+    """Which rows an increment trains, of its own and of a window before it. None: its own, and nothing else."""
     replay: ReplayConfig | None = None
     synthetic: SyntheticConfig | None = None
 
@@ -765,6 +801,16 @@ class Recipe(Section):
             raise ValueError(
                 'inputs.sessions = "set" asks at a session\'s start, so its context is what the user did before: set '
                 'inputs.context = "user" and columns.user_id'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_contexts_are_drawn(self) -> "Recipe":
+        window = self.feed.window
+        reach_beyond = self.inputs.context == "user" or self.columns.session_id is None
+        if isinstance(window, SampleConfig) and window.of == "session" and reach_beyond:
+            raise ValueError(
+                'feed.window draws sessions, and contexts reach beyond them here: set feed.window.of = "user"'
             )
         return self
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from headrace.errors import StoreError
-from headrace.records import Cut, ItemsFile, Rollback, RowRange
+from headrace.records import Cut, ItemsFile, Rollback, RowRange, Window
 from headrace.store.store import PartRef
 
 
@@ -148,7 +148,9 @@ def _build(kind: str, fields: dict[str, Any]) -> Entry:
         case "cut":
             items = tuple(ItemsFile(**file) for file in fields.get("items", ()))
             rollback = Rollback(**back) if (back := fields.get("rollback")) else None
-            return Cut(**fields | {"ranges": _ranges(fields["ranges"]), "items": items, "rollback": rollback})
+            window = Window(**window) if (window := fields.get("window")) else None
+            lists = {"ranges": _ranges(fields["ranges"]), "items": items}
+            return Cut(**fields | lists | {"rollback": rollback, "window": window})
         case "goback":
             return GoBack(**fields | {"rollback": Rollback(**fields["rollback"])})
         case "stop":

@@ -314,9 +314,10 @@ class Keeper:
         while (self._last_cut is None or self.newest_cut < self._last_cut) and self._is_due(now_s, committed_cut):
             num_shards = self._config.warmup_shards if self.newest_cut < 0 else 1
             if self.newest_cut < 0 or self._config.cut == "shard":
-                cuts.append(self._writer.cut(num_shards=num_shards, items=self._take_items(num_shards)))
+                items, limit = self._take_items(num_shards), {"num_shards": num_shards}
             else:
-                cuts.append(self._writer.cut(max_rows=self._config.max_events, items=self._take_items(None)))
+                items, limit = self._take_items(None), {"max_rows": self._config.max_events}
+            cuts.append(self._writer.cut(**limit, items=items, window=self._config.window))
         return cuts
 
     def _take_items(self, num_shards: int | None) -> tuple[ItemsFile, ...]:

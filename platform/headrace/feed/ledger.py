@@ -11,7 +11,7 @@ pure function of the records before it (``LedgerState``).
 import bisect
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.commit.rollbacks import Request
+from headrace.config.recipe import WindowConfig
 from headrace.errors import StoreError
 from headrace.feed.entries import Entry, GoBack, Open, Quarantine, Release, Shard, Stop, decode, encode
+from headrace.feed.window import Reach
 from headrace.records import Cut, ItemsFile, Rollback, RowRange
 from headrace.store.fence import Epoch, check_epoch
 from headrace.store.pages import PAGE_LINES, Page, Pages
@@ -107,6 +109,16 @@ class LedgerReader:
         entry = self.entry(self._record_of(number))
         assert isinstance(entry, Cut), entry
         return entry
+
+    def between(self, first: int, last: int) -> Iterator[Cut]:
+        """The cuts ``first`` to ``last``; StoreError when the ledger does not have them all yet."""
+        number = self._record_of(first) if first <= last else 0
+        while first <= last:
+            entry = self.entry(number)
+            number += 1
+            if isinstance(entry, Cut):
+                first += 1
+                yield entry
 
     def tail(self, after_cut: int, wait: Callable[[], bool] = wait_a_little) -> Iterator[Cut]:
         """Cuts ``after_cut + 1`` and on, until this epoch's stop record; pure in (ledger, ``after_cut``).
@@ -210,6 +222,10 @@ class LedgerState:
         """The newest roll back that a person has asked for."""
         self.rollback_waits = False
         """Whether no cut carries it yet."""
+        self.reach = Reach()
+        """What a next window may read again."""
+        self._first_ms: dict[int, int] = {}
+        """When the shards begin that no cut has wholly taken."""
         self._dropped: dict[int, NDArray[np.int64]] = {}
         """Rows that cannot be used, of the shards that have any."""
         self._reopened: set[str] = set()
@@ -221,6 +237,10 @@ class LedgerState:
         """How many landed files need nothing more once ``committed_cut`` is committed (-1: no cut is)."""
         taken = self._taken_after[min(committed_cut, self.num_cuts - 1)] if committed_cut >= 0 and self.num_cuts else 0
         return self.num_files - (self._num_shards - taken)
+
+    def first_ms(self, ranges: Sequence[RowRange]) -> int:
+        """When the newest of these waiting shards begins; 0 where there is none. Rows put back move no time on."""
+        return max((self._first_ms.get(part.shard, 0) for part in ranges), default=0)
 
     def first_of(self, part: RowRange, max_rows: int) -> RowRange:
         """The beginning of a waiting range: ``max_rows`` rows that can be used, and those between that cannot."""
@@ -249,6 +269,7 @@ class LedgerState:
             case Release():
                 self._apply_release(entry)
             case Cut():
+                self.reach.add(entry, self.first_ms(entry.ranges))
                 for part in entry.ranges:
                     self._take(part)
                 self.items_uris.update(file.uri for file in entry.items)
@@ -277,6 +298,7 @@ class LedgerState:
         if num_dropped:
             self._dropped[shard.number] = np.array(shard.dropped.rows, dtype=np.int64)
         if shard.num_rows:
+            self._first_ms[shard.number] = shard.first_ts
             self._wait(RowRange(shard.number, 0, shard.num_rows, num_dropped, shard.uri in self._reopened))
 
     def _apply_release(self, release: Release) -> None:
@@ -303,7 +325,9 @@ class LedgerState:
         assert (first.shard, first.start) == (part.shard, part.start), (first, part)
         assert part.stop <= first.stop, (first, part)
         self.num_pending -= part.num_rows
-        if part.stop < first.stop:
+        if part.stop == first.stop:
+            self._first_ms.pop(part.shard, None)
+        else:
             self.pending.appendleft(replace(first, start=part.stop, num_dropped=first.num_dropped - part.num_dropped))
 
 
@@ -362,11 +386,16 @@ class LedgerWriter:
         return self._append(GoBack(self.state.last_record + 1, rollback)).rollback
 
     def cut(
-        self, *, max_rows: int | None = None, num_shards: int | None = None, items: tuple[ItemsFile, ...] = ()
+        self,
+        *,
+        max_rows: int | None = None,
+        num_shards: int | None = None,
+        items: tuple[ItemsFile, ...] = (),
+        window: WindowConfig | None = None,
     ) -> Cut:
         """Cut the oldest waiting rows: at most ``max_rows`` (splitting a shard), or the first ``num_shards`` whole.
 
-        ``items`` are the files of the side feed that are in force from this cut on.
+        ``items`` are the files of the side feed that are in force from this cut on; ``window``: which rows it trains.
         """
         state = self.state
         ranges: list[RowRange] = []
@@ -390,6 +419,7 @@ class LedgerWriter:
                 released=state.num_released,
                 items=items,
                 rollback=state.rollback if state.rollback_waits else None,
+                window=state.reach.window(window, state.num_cuts, state.first_ms(ranges)),
             )
         )
 

@@ -125,8 +125,7 @@ def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, 
     content.
     """
     num_rows = table.num_rows
-    user_N = _owners(table, columns.user_id, "user")
-    session_N = _owners(table, columns.session_id, "session")
+    user_N, session_N = owners(table, columns)
     owner_N = np.where(user_N != 0, user_N, session_N)
     kind_N, target_N = _kinds(table, columns)
     carried = carried_columns(table.schema, columns)
@@ -145,6 +144,11 @@ def normalise(table: pa.Table, columns: ColumnsConfig, shard: int, sha256: str, 
     ]
     arrays += [_plain(table[name]) for name in carried.values()]
     return pa.table(arrays, names=[name for name, _ in _FIXED] + list(carried))
+
+
+def owners(table: pa.Table, columns: ColumnsConfig) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Hashes of user and session of a shard's own rows; 0 where there is none."""
+    return _owners(table, columns.user_id, "user"), _owners(table, columns.session_id, "session")
 
 
 def rows_from_table(table: pa.Table) -> Rows:

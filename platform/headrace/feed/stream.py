@@ -22,10 +22,8 @@ import pyarrow as pa
 from headrace import environment
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import StoreError
-from headrace.feed.items import read_items
 from headrace.feed.ledger import LedgerReader
-from headrace.feed.rows import cut_items, cut_table, key_groups
-from headrace.feed.schema import rows_from_table
+from headrace.feed.rows import cut_table, key_groups, whole_cut, window_tables
 from headrace.records import CutRows
 from headrace.store.store import Store
 
@@ -107,10 +105,9 @@ def iter_cuts(batches: Iterable[pa.Table], spec: StreamSpec) -> Iterator[CutRows
                 if flushed_cut != newest + 1:
                     raise StoreError(f"cut {flushed_cut} arrived after cut {newest}: start the run again")
                 cut, newest = reader.cut(flushed_cut), flushed_cut
-                rows = rows or [part.slice(0, 0)]
-                whole = rows_from_table(pa.concat_tables(rows, promote_options="default"))
+                whole = whole_cut(reader, cut, spec.columns, rows or [part.slice(0, 0)])
                 rows = []
-                yield CutRows(cut, whole, cut_items(reader, cut, spec.columns), read_items(cut.items))
+                yield whole
 
 
 def _runs(batch: pa.Table) -> Iterator[tuple[pa.Table, int]]:
@@ -146,7 +143,7 @@ class _LedgerSource(Datasource):  # type: ignore[misc]
 
 
 def _read(spec: StreamSpec, groups: tuple[int, ...]) -> Iterator[pa.Table]:
-    """Runs in the read task: per cut the rows of ``groups``, then a flush block."""
+    """Runs in the read task: per cut the rows of ``groups``, those of its window, then a flush block."""
 
     def wait() -> bool:
         sleep(spec.poll_s)
@@ -155,8 +152,9 @@ def _read(spec: StreamSpec, groups: tuple[int, ...]) -> Iterator[pa.Table]:
     reader = spec.reader()
     for cut in reader.tail(spec.after_cut, wait):
         table = cut_table(reader, cut, spec.columns, groups)
-        if table.num_rows:
-            yield table
+        for part in (table, *window_tables(reader, cut, spec.columns, groups)):
+            if part.num_rows:
+                yield part
         yield _flush_block(table.schema, cut.number, spec.block_bytes)
         if cut.number == spec.last_cut:
             return

@@ -27,8 +27,6 @@ from headrace.store.store import PartRef, Store
 from headrace.train.group import Group
 from headrace.train.state import LearnerState
 
-_LAWFUL = ("deferred",)  # terms of the law that nothing here produces yet
-
 
 class Committer:
     """Commits for one epoch. Every rank has one; only rank 0's writes markers, bundles and deletions."""
@@ -138,7 +136,7 @@ def conserve(rows: Mapping[str, int], cut: Cut) -> dict[str, int]:
         "late_set_aside": rows["late_set_aside"],
         "capped": rows["capped"],
         "reverted": rows["reverted"],
-        **dict.fromkeys(_LAWFUL, 0),
+        "deferred": rows["deferred"],
         "pending": cut.pending,
     }
     accounted = sum(counters.values()) - counters["events_in"]

@@ -33,6 +33,7 @@ from headrace.records import CutRows
 from headrace.replay.packed import groups_of, join
 from headrace.store.store import Store
 from headrace.train import questions
+from headrace.train.again import Due, due, settle
 from headrace.train.checkpoint import Checkpoint
 from headrace.train.committer import Committer
 from headrace.train.encodings import encode_experts, herded
@@ -56,7 +57,7 @@ class Taken:
     """What all ranks' rows of the cut amount to, alike on every rank."""
 
     number_N: NDArray[np.int64]
-    """Items of the trained rows."""
+    """Items of the learned rows."""
     ts_N: NDArray[np.int64]
     fates: Mapping[str, int]
     """Rows by fate."""
@@ -134,7 +135,7 @@ def train_increment(
     if cut_rows.told is not None:
         state.catalogue.tell(cut_rows.told)
     times = believed_times(cut_rows, state.watermark_ms, state.recipe.feed, group)
-    intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe, times)
+    intake = take(cut_rows.rows, state.catalogue, state.history, state.seen, state.recipe, times, cut.window)
     asked = questions.queries(intake, state.recipe.inputs)
     taken = _gather_taken(intake, asked, group)
     follow_rollback(state, cut.rollback, committer.store)
@@ -145,7 +146,8 @@ def train_increment(
     row_signs, usual = _row_signs(taken, scored), _usual(state)
     rejected = decide_rows(row_signs, usual, state.recipe.gate)
     watch.lap("score")
-    trained = _UNTRAINED if rejected else _train(intake, taken, state, group, cut.number, warmup, watch, checkpoint)
+    wanted = due(cut_rows, intake, state, group)
+    trained = _UNTRAINED if rejected else _train(wanted, taken, state, group, cut.number, warmup, watch, checkpoint)
     watch.lap("train")
     if state.probes is None:
         state.probes = _probes(asked, state, group)
@@ -156,6 +158,7 @@ def train_increment(
         made, fates = Candidate(state.recommender(), decision), {"quarantined": cut.num_rows}
     else:
         _accept(state, cut.number, decision, usual.add(row_signs, (trained.update_ratio, trained.passed.steps)))
+        settle(wanted, cut, fates["deferred"], state)
         vitals |= measure(intake, state, group, cut.number, made.recommender)
     watch.lap("gate")
     state.rows = {fate: count + fates.get(fate, 0) for fate, count in state.rows.items()}
@@ -165,6 +168,7 @@ def train_increment(
         "clamped": taken.num_clamped,
         "metrics": _metrics(scored),
         "training": trained.facts(),
+        "window": wanted.facts(cut.window),
         "signs": row_signs.facts(),
         "review": reviewed.facts(decision.verdict),
         "vitals": {**vitals, "churn@20": made.churn},
@@ -180,13 +184,13 @@ def _max_queries(limit: int | Literal["all"], num_eligible: int) -> int | None:
 
 
 def _gather_taken(intake: Intake, asked: Queries, group: Group) -> Taken:
-    trained_N = intake.trained_N
-    _, per_owner = np.unique(intake.owner_N[trained_N], return_counts=True)
+    learned_N = intake.learned_N
+    _, per_owner = np.unique(intake.owner_N[learned_N], return_counts=True)
     counts = intake.counts()
     parts = group.gather(
         {
-            "number": intake.number_N[trained_N],
-            "ts": intake.rows.ts_N[trained_N],
+            "number": intake.number_N[learned_N],
+            "ts": intake.rows.ts_N[learned_N],
             "fates": np.array(list(counts.values()), dtype=np.int64),
             "max_user": np.array([per_owner.max(initial=0)], dtype=np.int64),
             "repeats": np.array(asked.count_repeats(), dtype=np.int64),
@@ -235,7 +239,7 @@ def _score(
 
 
 def _train(
-    intake: Intake,
+    wanted: Due,
     taken: Taken,
     state: LearnerState,
     group: Group,
@@ -245,14 +249,14 @@ def _train(
     checkpoint: Checkpoint | None,
 ) -> Trained:
     """Learn from the cut: the model by steps, then the counters by counting, then history takes the rows."""
-    recipe = state.recipe
+    recipe, intake = state.recipe, wanted.own
     state.watermark_ms = max(state.watermark_ms, int(taken.ts_N.max(initial=0)))
     state.catalogue.observe(taken.number_N, taken.ts_N)
     state.catalogue.settle(state.watermark_ms, recipe.catalogue)
     state.step.begin_increment(state.catalogue.num_slots, increment)
     start_rows(state)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
-    made = questions.examples(intake, recipe.inputs, recipe.objective.examples)
+    made = questions.examples(wanted.intake, recipe.inputs, recipe.objective.examples)
     if isinstance(recipe.model, NspConfig):
         made = ahead(made, recipe.model.sessions_ahead, recipe.model.ahead_weight, recipe.model.session_gap_s)
     replayed = _replayed(made, state, increment, watch)
@@ -281,7 +285,8 @@ def _train(
     follow_attributes(state)
     state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior)
     if state.replay is not None:
-        state.replay.stage(increment, made, groups_of(made, intake.rows), herded(state, made))
+        kept = wanted.first_time(made)
+        state.replay.stage(increment, kept, groups_of(kept, wanted.intake.rows), herded(state, kept))
     if not counts_first:
         _count(intake, state, group)
     encode_experts(state)
@@ -390,6 +395,7 @@ def _reject(state: LearnerState, store: Store, group: Group, cut_rows: CutRows, 
         state.catalogue.tell(cut_rows.told)
     if decision.unusual:
         state.usual = state.usual.rejected()
+    state.deferrals = state.deferrals.reject(cut_rows.cut)
 
 
 def _not_retired(state: LearnerState, eligible: Eligible) -> int:

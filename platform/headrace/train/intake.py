@@ -1,7 +1,8 @@
 """Step 1 of an increment: what each row of the cut is, and what it is seen against.
 
 Every row gets one fate, so that the conservation law can be kept row by row. Rows that stay are merged with their
-owners' past into one sorted log, from which queries, examples and counts are all made.
+owners' past into one sorted log, from which queries, examples and counts are all made. Where the cut has a window,
+rows that it does not pick are asked, counted and remembered like the others, and wait to be trained.
 Shape legend: N rows of this rank, P past rows, Q queries.
 """
 
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from headrace.catalogue.ids import Catalogue
 from headrace.config.recipe import Recipe
-from headrace.history.segments import SegmentLog
+from headrace.feed.window import picked_N
+from headrace.history.segments import Columns, SegmentLog
 from headrace.inputs.contexts import EventLog
 from headrace.inputs.sessions import derive_sessions
-from headrace.records import Rows, hash64_array
+from headrace.records import Rows, Window, hash64_array
 from headrace.train.times import ANY_TIME, Times
 
 
@@ -29,6 +31,7 @@ class Fate(IntEnum):
     CAPPED = 3
     LATE_SET_ASIDE = 4
     QUARANTINED = 5
+    DEFERRED = 6
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Intake:
         return np.asarray(self.fate_N == Fate.TRAINED)
 
     @property
+    def learned_N(self) -> NDArray[np.bool_]:
+        """Rows that are asked and counted, whether the model learns from them now or later."""
+        return np.isin(self.fate_N, (Fate.TRAINED, Fate.DEFERRED))
+
+    @property
     def kept_N(self) -> NDArray[np.bool_]:
         """Rows that enter history."""
-        return np.asarray((self.fate_N == Fate.TRAINED) | (self.fate_N == Fate.HELD_OUT))
+        return _kept_N(self.fate_N)
 
     def counts(self) -> dict[str, int]:
         """Rows by fate."""
@@ -75,9 +83,10 @@ def take(
     seen: SegmentLog | None,
     recipe: Recipe,
     times: Times = ANY_TIME,
+    window: Window | None = None,
 ) -> Intake:
     """Name every row's fate and merge the rows that stay with their past; changes nothing."""
-    owner_N = np.where(rows.user_N != 0, rows.user_N, rows.session_N)
+    owner_N = owners(rows)
     late_N, ahead_N = times.late_N(rows), times.ahead_N(rows)
     num_clamped = 0
     if recipe.feed.ahead == "clamp" and ahead_N.any():
@@ -87,8 +96,17 @@ def take(
     fate_N = _fates(rows, owner_N, ~(late_N | ahead_N), seen, recipe)
     fate_N[late_N] = Fate.LATE_SET_ASIDE
     fate_N[ahead_N] = Fate.QUARANTINED
-    kept_N = (fate_N == Fate.TRAINED) | (fate_N == Fate.HELD_OUT)
-    past = history.find(np.unique(owner_N[kept_N]))
+    if window is not None:
+        fate_N[(fate_N == Fate.TRAINED) & ~picked_N(window, rows.user_N, rows.session_N)] = Fate.DEFERRED
+    past = history.find(np.unique(owner_N[_kept_N(fate_N)]))
+    return against(rows, fate_N, past, catalogue, recipe, num_clamped)
+
+
+def against(
+    rows: Rows, fate_N: NDArray[np.int8], past: Columns, catalogue: Catalogue, recipe: Recipe, num_clamped: int = 0
+) -> Intake:
+    """Rows whose fates are known, merged with ``past``: rows of their owners as ``SegmentLog.find`` gives them."""
+    owner_N, kept_N = owners(rows), _kept_N(fate_N)
     num_past = len(past["key"])
     session_N = rows.session_N.copy()
     if (rows.session_N == 0).any():
@@ -105,13 +123,27 @@ def take(
     return Intake(rows, fate_N, number_N, owner_N, session_N, key_N, log, begun_N, opened_N, num_clamped)
 
 
+def owners(rows: Rows) -> NDArray[np.uint64]:
+    """Hash of each row's user, else of its session."""
+    return np.where(rows.user_N != 0, rows.user_N, rows.session_N)
+
+
+def held_out(owner_N: NDArray[np.uint64], recipe: Recipe) -> NDArray[np.bool_]:
+    """Whose rows are never trained."""
+    draw_N = hash64_array(owner_N, recipe.seed, "held out").astype(np.float64) / 2.0**64
+    return np.asarray(draw_N < recipe.evaluation.eval_share)
+
+
+def _kept_N(fate_N: NDArray[np.int8]) -> NDArray[np.bool_]:
+    return np.isin(fate_N, (Fate.TRAINED, Fate.DEFERRED, Fate.HELD_OUT))
+
+
 def _fates(
     rows: Rows, owner_N: NDArray[np.uint64], believed_N: NDArray[np.bool_], seen: SegmentLog | None, recipe: Recipe
 ) -> NDArray[np.int8]:
     """The fates of rows whose time is believed; the others neither repeat an event nor count against their user."""
     fate_N = np.full(len(rows), Fate.TRAINED, dtype=np.int8)
-    draw_N = hash64_array(owner_N, recipe.seed, "held out").astype(np.float64) / 2.0**64
-    fate_N[draw_N < recipe.evaluation.eval_share] = Fate.HELD_OUT
+    fate_N[held_out(owner_N, recipe)] = Fate.HELD_OUT
     new_N = believed_N.copy()
     if seen is not None:
         horizon_ms = recipe.feed.duplicate_horizon_s * 1000

@@ -122,7 +122,7 @@ def queries_of(part: CutRows, state: LearnerState, fate: Fate = Fate.TRAINED) ->
     """What the next increment will ask before it trains on these rows, or what those of another fate would ask."""
     state.catalogue.admit(part.item_I)
     times = believed_times(part, state.watermark_ms, state.recipe.feed, Solo())
-    intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe, times)
+    intake = take(part.rows, state.catalogue, state.history, state.seen, state.recipe, times, part.cut.window)
     return questions.queries(intake, state.recipe.inputs, fate)
 
 

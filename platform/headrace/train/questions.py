@@ -16,8 +16,8 @@ from headrace.train.intake import Fate, Intake
 
 
 def queries(intake: Intake, config: InputsConfig, fate: Fate = Fate.TRAINED) -> Queries:
-    """The prequential queries of this rank's trained rows (or of those held out), in ledger order."""
-    asked_N = (intake.fate_N == fate) & intake.rows.target_N
+    """The prequential queries of this rank's learned rows (or of those held out), in ledger order."""
+    asked_N = (intake.learned_N if fate == Fate.TRAINED else intake.fate_N == fate) & intake.rows.target_N
     if config.sessions == "sequence":
         index_T = np.flatnonzero(asked_N & intake.begun_N)
         first_Q, offset_R = index_T, np.arange(len(index_T) + 1)
@@ -51,8 +51,8 @@ def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
 
 
 def counted(intake: Intake, config: InputsConfig) -> Counted:
-    """The trained rows of target kinds, in ledger order, each with its context."""
-    index_N = np.flatnonzero(intake.trained_N & intake.rows.target_N)
+    """The learned rows of target kinds, in ledger order, each with its context."""
+    index_N = np.flatnonzero(intake.learned_N & intake.rows.target_N)
     contexts = _contexts(intake, index_N, intake.rows.ts_N[index_N], config)
     rows = intake.rows
     return Counted(

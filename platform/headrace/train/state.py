@@ -39,6 +39,7 @@ from headrace.records import Rollback
 from headrace.replay.client import Replay
 from headrace.store.arrays import load_arrays
 from headrace.store.store import Store
+from headrace.train.deferrals import Deferrals, Noted
 from headrace.train.group import Group
 from headrace.train.intake import Fate
 from headrace.train.step import TrainStep
@@ -82,6 +83,8 @@ class LearnerState:
     """Holds in a row."""
     rows: dict[str, int] = field(default_factory=lambda: {**{fate.name.lower(): 0 for fate in Fate}, "reverted": 0})
     """Rows of all cuts so far, by fate."""
+    deferrals: Deferrals = field(default_factory=Deferrals)
+    """Of the cuts that the window reaches: which rows wait, and which are not as they stand in their files."""
     trial: Trial = field(default_factory=Trial)
     """Which commit is trusted, and the sequential test of those after it."""
     anchors: Anchors = field(default_factory=Anchors)
@@ -164,6 +167,8 @@ class LearnerState:
             parts["probes"] = dict(self.probes.__dict__)
         if len(self.anchors.held):
             parts["anchors"] = self.anchors.arrays()
+        if len(self.deferrals.noted):
+            parts["noted"] = dict(self.deferrals.noted.arrays)
         return parts
 
     def own_parts(self, rank: int) -> Parts:
@@ -190,6 +195,7 @@ class LearnerState:
             "last_version": self.version,
             "num_holds": self.num_holds,
             "rows": dict(self.rows),
+            "deferrals": self.deferrals.state(),
             "trial": self.trial.state(),
             "anchors": self.anchors.state(),
             "num_unlooked": self.num_unlooked,
@@ -276,6 +282,8 @@ def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, devi
     if state.split is not None and "split" in facts:
         state.split = Split.from_state(facts["split"])
     state.rows |= facts["rows"]
+    noted = Noted(load_arrays(store.get_part(manifest.parts["noted"]))) if "noted" in manifest.parts else Noted()
+    state.deferrals = Deferrals.from_state(kept, noted) if (kept := facts.get("deferrals")) else Deferrals()
     state.trial = Trial.from_state(facts["trial"])
     state.num_unlooked = facts.get("num_unlooked", 0)
     if "anchors" in manifest.parts:

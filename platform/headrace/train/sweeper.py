@@ -1,8 +1,9 @@
 """What is left of a shard once it is trained, and may go: its facts, and its file where the run itself landed it.
 
-A shard is done when cuts with a commit have taken all of its rows. Those of a cut that the gate rejected stay, since a
-person may put them back. Nothing else reads a committed cut again: a start begins after the newest commit, and a roll
-back goes back in state, not in the stream. Facts of a file that is still there can be found again in it.
+A shard is done when cuts with a commit have taken all of its rows; its file may go once no window reaches them either.
+Those of a cut that the gate rejected stay, since a person may put them back. Nothing else reads a committed cut again: a
+start begins after the newest commit, and a roll back goes back in state, not in the stream. Facts of a file that is
+still there can be found again in it.
 """
 
 from dataclasses import dataclass
@@ -31,8 +32,10 @@ class Sweeper:
         self._shards: dict[int, _Waiting] = {}
         self._ranges: dict[int, tuple[RowRange, ...]] = {}
         """By cut, until it is committed."""
-        self._done: list[str] = []
-        """Files that may go; the newest one stays, since it tells how many have landed."""
+        self._done: list[tuple[int, str]] = []
+        """Files that may go once no window reaches the cut; the newest stays, since it tells how many have landed."""
+        self._first: dict[int, int] = {}
+        """By cut, until it is committed: the oldest that its window reaches."""
         self._newest = ""
 
     def note(self, entry: Entry) -> None:
@@ -45,6 +48,7 @@ class Sweeper:
                     self._shards[entry.number] = _Waiting(name, entry.facts, entry.num_rows)
             case Cut():
                 self._ranges[entry.number] = entry.ranges
+                self._first[entry.number] = entry.number + 1 if entry.window is None else entry.window.first
             case _:
                 pass
 
@@ -59,13 +63,15 @@ class Sweeper:
             if not shard.rows_left:
                 del self._shards[part.shard]
                 self._store.delete(part_name(shard.facts.sha256))
-                self._done.append(shard.name)
-        self._remove_files()
+                self._done.append((cut, shard.name))
+        self._remove_files(self._first.pop(cut, 0))
 
-    def _remove_files(self) -> None:
+    def _remove_files(self, first: int) -> None:
+        """Those of cuts before ``first``."""
         if self._landing is None:
             self._done.clear()
             return
-        for name in [name for name in self._done if name != self._newest]:
-            self._landing.remove(name)
-            self._done.remove(name)
+        for cut, name in list(self._done):
+            if cut < first and name != self._newest:
+                self._landing.remove(name)
+                self._done.remove((cut, name))

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.clock import monotonic_s
-from headrace.config.recipe import Recipe
+from headrace.config.recipe import Recipe, WindowConfig
 from headrace.errors import ConfigError, StoreBusyError
 from headrace.feed.entries import Shard
 from headrace.feed.keeper import Keeper
@@ -27,7 +27,8 @@ from headrace.feed.landing import Landing
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.replayer import Replayer
 from headrace.feed.rows import cut_items, cut_rows
-from headrace.records import KEY_GROUPS, Cut, CutRows, RowRange
+from headrace.feed.window import Reach
+from headrace.records import KEY_GROUPS, Cut, CutRows, RowRange, Window
 from headrace.store.fence import StoreLock, take_epoch
 from headrace.store.store import Store
 
@@ -65,6 +66,7 @@ class Shelf:
         shards = [shard for shard in shards if shard.rows.num_rows]
         warmup = recipe.feed.warmup_shards
         self._periods = [shards[:warmup], *([shard] for shard in shards[warmup:])] if len(shards) >= warmup else []
+        self._window: WindowConfig | None = None
         self.digest = hashlib.sha256("".join(one.sha256 for one in landed).encode()).hexdigest()
         """Of the log's content, as it was cut into shards."""
 
@@ -73,9 +75,13 @@ class Shelf:
         return len(self._periods)
 
     def part(self, period: int) -> CutRows:
-        """The rows of one period, as the cut of that number."""
+        """The rows of one period, as the cut of that number, and those of its window."""
         before = sum(shard.rows.num_rows for shards in self._periods[:period] for shard in shards)
-        return self._rows(period, self._periods[period], before)
+        window = self._windows[period]
+        cut = replace(self._cut(period, self._periods[period], before), window=window)
+        earlier = range(period if window is None else window.first, period)
+        taken = [self._cut(number, self._periods[number], 0) for number in earlier]
+        return cut_rows(self._reader, cut, self._columns, range(KEY_GROUPS), taken)
 
     def first(self, num_periods: int, since: int = 0) -> CutRows:
         """The rows of the first periods (from ``since`` on) together, as a warm-up."""
@@ -112,6 +118,12 @@ class Shelf:
             ]
         )
 
+    def windowed(self, window: WindowConfig | None) -> "Shelf":
+        """The same log, of which cuts have windows as a recipe says."""
+        other = self._with(self._periods)
+        other._window = window
+        return other
+
     def upto(self, last: int) -> "Shelf":
         """The same log as if it ended after this period."""
         return self._with(self._periods[: last + 1])
@@ -119,12 +131,22 @@ class Shelf:
     def _with(self, periods: list[list[_Shard]]) -> "Shelf":
         other = copy(self)
         other.__dict__.pop("_born", None)
+        other.__dict__.pop("_windows", None)
         other._periods = periods
         return other
 
     def born(self, raw: Sequence[Any]) -> NDArray[np.int64]:
         """The period in which each item, by raw id, is first met; beyond the last for unknown ones."""
         return np.array([self._born.get(item, len(self)) for item in raw], dtype=np.int64)
+
+    @cached_property
+    def _windows(self) -> list[Window | None]:
+        reach, windows = Reach(), []
+        for period, shards in enumerate(self._periods):
+            first_ms = max(shard.first_ms for shard in shards)
+            windows.append(reach.window(self._window, period, first_ms))
+            reach.add(replace(self._cut(period, shards, 0), window=windows[-1]), first_ms)
+        return windows
 
     @cached_property
     def _born(self) -> dict[Any, int]:

@@ -44,6 +44,7 @@ class Stretches:
         self._shelf = shelf if span_s is None else shelf.grouped(span_s)
         self._stretch_P = self._shelf.stretches(DAY_S)
         self._recipe = as_asked(variant)
+        self._shelf = self._shelf.windowed(self._recipe.feed.window)
         self._waiting = _Waiting(cells.run / "waiting")
 
     def run(self, is_whole: bool) -> None:
