@@ -3,11 +3,7 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from loop_kit import Stream, events, lawful, recipe
 
 from headrace.commit.manifest import Manifest

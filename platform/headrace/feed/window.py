@@ -39,11 +39,12 @@ class Reach:
         window = _window(config, cut, since_ms)
         if self._policy is None or _policy(window) != self._policy:
             return window
-        first = self._begin_ms[0][0]
+        first, first_begins_ms = self._begin_ms[0]
         for number, begin_ms in self._begin_ms:
             if begin_ms > since_ms or number > cut - window.buckets + 1:
                 break
-            first = number
+            if begin_ms > first_begins_ms:  # what was taken before it ended before the window
+                first, first_begins_ms = number, begin_ms
         return replace(window, first=first)
 
     def add(self, cut: Cut, first_ms: int) -> None:

@@ -1,8 +1,8 @@
 """What is left of a shard once it is trained, and may go: its facts, and its file where the run itself landed it.
 
-A shard is done when cuts with a commit have taken all of its rows; its file may go once no window reaches them either.
-Those of a cut that the gate rejected stay, since a person may put them back. Nothing else reads a committed cut again: a
-start begins after the newest commit, and a roll back goes back in state, not in the stream. Facts of a file that is
+A shard is done when cuts with a commit have taken all of its rows; its file may go when no window reaches them either.
+Those of a cut that the gate rejected stay, since a person may put them back. Nothing else reads a committed cut again:
+a start begins after the newest commit, and a roll back goes back in state, not in the stream. Facts of a file that is
 still there can be found again in it.
 """
 
