@@ -16,16 +16,23 @@ def monotonic_s() -> float:
 class Stopwatch:
     """Where an increment's time goes; for the envelope, never for state."""
 
-    def __init__(self, waited_s: float) -> None:
-        self.seconds = {"feed": waited_s}
+    def __init__(self) -> None:
+        self.seconds = {"feed": 0.0}
         """By step; "feed" is how long the rows were waited for."""
-        self._lap_s = monotonic_s()
+        self.cpu_s: dict[str, float] = {}
+        """The same, of this process's CPU time."""
+        self.skip()
+
+    def skip(self) -> None:
+        """The time since the last lap is nobody's."""
+        self._lap_s, self._lap_cpu_s = monotonic_s(), time.process_time()
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under ``name``."""
-        now_s = monotonic_s()
-        self.book(name, now_s - self._lap_s)
-        self._lap_s = now_s
+        began_s, began_cpu_s = self._lap_s, self._lap_cpu_s
+        self.skip()
+        self.book(name, self._lap_s - began_s)
+        self.cpu_s[name] = self.cpu_s.get(name, 0.0) + self._lap_cpu_s - began_cpu_s
 
     def book(self, name: str, seconds: float) -> None:
         """Book time that was spent elsewhere."""

@@ -155,8 +155,8 @@ def test_retrainers_look_back_as_far_as_they_say(bench, monkeypatch):
     trained = {}
     train = Learner.train
 
-    def watch(self, part, *options):
-        manifest = train(self, part, *options)
+    def watch(self, part, *given, **named):
+        manifest = train(self, part, *given, **named)
         facts = manifest.facts
         trained.setdefault(name, []).append((facts["events"], facts["training"]["replayed"]))
         return manifest

@@ -16,7 +16,8 @@ from headrace.bench.study.stretches import Stretches
 from headrace.bench.study.variants import STREAM_REFERENCES, variant
 from headrace.errors import ConfigError
 from headrace.feed.landing import Landing, shard_name
-from headrace.train.offline import Learner
+from headrace.store.store import Store
+from headrace.train.offline import Learner, replay
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 START_MS = 1000 * DAY_MS + 5 * HOUR_MS + 1_234_000
 SLICES = "feed.replay={slice_s=14400,first_slice_s=86400}"
 """Of four hours, after a first day."""
-CLOCKS = ("train_s", "increment_s", "peak_mb")
+CLOCKS = ("train_s", "cpu_s", "increment_s", "peak_mb")
 
 
 class StoppedError(Exception):
@@ -84,9 +85,9 @@ def trained(monkeypatch):
     rows = []
     train = Learner.train
 
-    def watch(self, part, on_scored=None):
+    def watch(self, part, *given, **named):
         rows.append((part.cut.number, part.cut.num_rows))
-        return train(self, part, on_scored)
+        return train(self, part, *given, **named)
 
     monkeypatch.setattr(Learner, "train", watch)
     return rows
@@ -143,11 +144,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(bench, tmp_path, log,
     expected = Bench(tmp_path / "other", log).run(name)
     train, left = Learner.train, [9 if name == "online" else 2]
 
-    def stop(self, part, on_scored=None):
+    def stop(self, part, *given, **named):
         left[0] -= 1
         if not left[0]:
             raise StoppedError
-        return train(self, part, on_scored)
+        return train(self, part, *given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "train", stop)
@@ -192,3 +193,27 @@ def test_a_folder_holds_one_kind_of_study_and_a_log_needs_slices(tmp_path, log):
     whole = {**options, "folder": tmp_path / "other"}
     with pytest.raises(ConfigError, match="more than the warm-up"):
         stream.run(overrides=[*WORDS, "feed.replay={slice_s=300,first_slice_s=864000}"], **whole)
+
+
+def test_a_window_is_what_the_ledger_would_give_and_is_trained_at_its_cost(bench, tmp_path):
+    name = 'online+feed.window={kind="pit",buckets=3,window_s=86400}'
+    made = bench.variant(name).recipe
+    kept = list(replay(made, CPU, 8))
+    shelf = bench.shelf.windowed(made.feed.window)
+    windows = [shelf.part(number).cut.window for number in range(9)]
+    first_cuts = [window.first for window in windows]
+    assert first_cuts == [commit.facts["window"]["first_cut"] for commit in kept]
+    assert first_cuts[-1] > 0
+    learner, again = Learner(made, CPU, Store(str(tmp_path / "store"))), []
+    for number in range(9):
+        commit = learner.train(shelf.part(number))
+        again.append(commit.facts["window"]["again"])
+    assert again == [commit.facts["window"]["again"] for commit in kept]
+    assert max(again) > 0
+    names = (name, 'online+feed.window={kind="all",window_s=86400}', 'online+feed.window={kind="sample",share=0.33}')
+    rows = {one: bench.run(one, shelf=bench.shelf.upto(7)) for one in names}
+    asked = [row["queries"] for row in rows.values() for row in row]
+    assert len(set(asked)) == 1
+    figures = {one: bench.study.rows()[one][0] for one in names}
+    assert all(row["cpu_s"] > 0 for row in figures.values())
+    assert len({row["recall@20"] for row in figures.values()}) > 1

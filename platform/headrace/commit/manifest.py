@@ -7,7 +7,7 @@ that are otherwise equal to the byte (epoch, wall times), and stays outside the 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from headrace.errors import StoreError
@@ -27,6 +27,8 @@ class Envelope:
     """When the marker was about to be written, on the host's monotonic clock."""
     seconds: Mapping[str, float]
     """Where the increment's time went: feed, score, train, gate, commit."""
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    """The same, of the CPU time of the process that committed it."""
 
 
 @dataclass(frozen=True)

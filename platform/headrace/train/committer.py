@@ -64,7 +64,8 @@ class Committer:
         counters = conserve(state.rows, cut)
         refs = self._store_parts(state)
         watch.lap("commit")
-        envelope = Envelope(self._epoch.number, self._epoch.token, wall_ms(), monotonic_s(), dict(watch.seconds))
+        spent = dict(watch.seconds), dict(watch.cpu_s)
+        envelope = Envelope(self._epoch.number, self._epoch.token, wall_ms(), monotonic_s(), *spent)
         manifest = Manifest(
             cut.number,
             state.commit.state_digest if state.commit else None,

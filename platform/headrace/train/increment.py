@@ -120,16 +120,16 @@ def train_increment(
     state: LearnerState,
     group: Group,
     committer: Committer,
-    waited_s: float = 0.0,
+    watch: Stopwatch | None = None,
     on_scored: Callable[[Scored], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Manifest:
     """Take a cut, score it, learn from it, and commit what came of it; ``state`` is then as the commit says.
 
-    ``waited_s`` is how long the rows were waited for. ``on_scored`` hears of the cut's answers before anything learns
-    from them, ``checkpoint`` keeps its passes: for benchmarks. FencedError when a newer run has taken the store.
+    ``watch`` has booked how long the rows were waited for. ``on_scored`` hears of the cut's answers before anything
+    learns from them, ``checkpoint`` keeps its passes: for benchmarks. FencedError when a newer run has taken the store.
     """
-    watch = Stopwatch(waited_s)
+    watch = watch or Stopwatch()
     cut, warmup = cut_rows.cut, state.commit is None
     state.catalogue.admit(cut_rows.item_I)
     if cut_rows.told is not None:

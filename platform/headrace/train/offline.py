@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from headrace.clock import monotonic_s
+from headrace.clock import Stopwatch, monotonic_s
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe, StoreConfig, SyntheticConfig
 from headrace.errors import ConfigError
@@ -61,12 +61,11 @@ class Learner:
         self,
         part: CutRows,
         on_scored: Callable[[Scored], None] | None = None,
+        watch: Stopwatch | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Manifest:
         """One increment; see ``train_increment``."""
-        return train_increment(
-            part, self.state, self._group, self._committer, on_scored=on_scored, checkpoint=checkpoint
-        )
+        return train_increment(part, self.state, self._group, self._committer, watch, on_scored, checkpoint)
 
 
 def replay(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.clock import monotonic_s
+from headrace.clock import Stopwatch
 from headrace.config.load import read_resolved
 from headrace.feed.stream import StreamSpec, iter_cuts
 from headrace.replay.actor import RemoteReplay
@@ -91,7 +91,8 @@ def work(spec: WorkerSpec) -> None:
     committer.start(state)
     dataset = ray.train.get_dataset_shard(f"feed-{group.rank}")
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    asked_s = monotonic_s()
+    watch = Stopwatch()
     for cut_rows in iter_cuts(batches, spec.stream):
-        train_increment(cut_rows, state, group, committer, monotonic_s() - asked_s)
-        asked_s = monotonic_s()
+        watch.lap("feed")
+        train_increment(cut_rows, state, group, committer, watch)
+        watch = Stopwatch()

@@ -99,7 +99,8 @@ def _teller(method: Variant, kind: kinds.Kind, study: Study, progress: Progress)
         pace = f", {took['p50']:.2f} s an increment (at most {took['max']:.1f})" if took else ""
         print_table(
             f"{method.name}, seed {row['seed']}, {kind.unit} {row['cycle']}: {row['queries']} queries, "
-            f"{row['train_s']:.0f} s of training{pace}; {progress.done(method, row['cycle'])}",
+            f"{row['train_s']:.0f} s of training ({row['cpu_s']:.1f} of CPU, with reading){pace}; "
+            f"{progress.done(method, row['cycle'])}",
             ("expert", *words.values()),
             [[name, *(_percent(of[metric]) for metric in words)] for name, of in figures.items()],
         )

@@ -20,6 +20,7 @@ from headrace.bench.study.answers import NEURAL, Answers, Blend, answered, born,
 from headrace.bench.study.results import Cells, Row
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import FROZEN, STREAM_REFERENCES, Variant, as_asked
+from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
 from headrace.evaluation.prequential import Queries, Scored, score
 from headrace.recommend.recommender import BLEND, Recommender
@@ -30,6 +31,8 @@ from headrace.train.state import LearnerState
 
 DAY_S = 86400
 _VERSIONS = ("live", "learner", "frozen")
+_SPENT = ("feed", "replay", "train")
+"""What following costs apart from being asked: rows are read, and trained."""
 
 
 class Stretches:
@@ -62,7 +65,9 @@ class Stretches:
     def _follow(self) -> None:
         learner = Learner(self._recipe, self._device, self._cells.store())
         for period in range(learner.newest_cut + 1, len(self._shelf)):
+            watch = Stopwatch()
             part, state, put = self._shelf.part(period), learner.state, None
+            watch.lap("feed")
             if period and not self._is_tested(period):
                 asked = in_order(queries_of(part, state))
                 put = self._putting(period, asked, state)
@@ -70,7 +75,8 @@ class Stretches:
                     assert state.frozen is not None
                     put(_score(asked, state.frozen))
                     put = None
-            learner.train(part, put)
+            watch.skip()
+            learner.train(part, put, watch)
             self._settle(period)
 
     def _retrain(self) -> None:
@@ -80,7 +86,10 @@ class Stretches:
                 with tempfile.TemporaryDirectory(prefix="headrace-retrain-") as folder:
                     learner = Learner(self._recipe, self._device, Store(folder))
                     since = self._shelf.since(period, self._recipe.catalogue.alive_s)
-                    learner.train(self._shelf.first(period, min(since, period - 1)))
+                    watch = Stopwatch()
+                    part = self._shelf.first(period, min(since, period - 1))
+                    watch.lap("feed")
+                    learner.train(part, watch=watch)
                 state = learner.state
                 assert state.learner is not None
                 blend = self._cells.blend(period) or Blend(state.weights, state.calibration, state.split)
@@ -137,9 +146,10 @@ class _Waiting:
 
     def put(self, period: int, answers: Answers, trained: Manifest) -> None:
         """The answers come last; ``trained``: the commit that answered."""
-        seconds = trained.envelope.seconds
+        seconds, cpu_s = trained.envelope.seconds, trained.envelope.cpu_s
         facts = {
             "train_s": seconds["train"] + seconds.get("replay", 0.0),
+            "cpu_s": sum(cpu_s.get(name, 0.0) for name in _SPENT),
             "increment_s": sum(seconds.values()),
             "is_warmup": trained.cut == 0,
         }
@@ -174,6 +184,7 @@ def _row(seed: int, number: int, answers: Answers, facts: list[dict[str, Any]]) 
         "cycle": number,
         **answers.figures(NEURAL),
         "train_s": sum(one["train_s"] for one in facts),
+        "cpu_s": sum(one["cpu_s"] for one in facts),
         "peak_mb": peak_mb(),
         "queries": len(answers),
         "increment_s": {"p50": float(np.median(later)), "max": max(later)} if later else None,

@@ -97,11 +97,14 @@ class Summary:
         weights = [queries[cycle] if self.kind.by_query else 1 for cycle in span.cycles]
         return float(np.average(np.array(found, dtype=np.float64), weights=weights))
 
-    def seconds(self, method: str, cycle: int) -> float | None:
-        """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run."""
+    def seconds(self, method: str, cycle: int, key: str = "train_s") -> float | None:
+        """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run.
+
+        "cpu_s" for ``key``: of CPU, with reading; None where rows do not say.
+        """
         total = 0.0
         for before in range(self.kind.first, cycle + 1):
-            found = [row["train_s"] for row in self.rows[method] if row["cycle"] == before]
+            found = [row[key] for row in self.rows[method] if row["cycle"] == before and key in row]
             if not found:
                 return None
             total += float(np.mean(found))

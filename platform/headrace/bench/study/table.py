@@ -36,18 +36,20 @@ def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iter
     spans, unit = summary.spans, summary.kind.unit
     header = ["method", "seeds", *(f"{unit}s {span}" for span in spans), "training, s"]
     shown = [WORDS[metric] for metric in summary.kind.shown]
+    has_cpu = any("cpu_s" in row for rows in summary.rows.values() for row in rows)
+    header += ["read and trained, CPU s"] * has_cpu
     header += [f"over online, {unit}s {summary.reported}: {shown[0]} [95 %]", *(f"{one} [95 %]" for one in shown[1:])]
     rows = []
     for method in summary.methods:
         pairs = [_pair([summary.mean(method, span, voter, metric) for metric in summary.kind.shown]) for span in spans]
-        seconds = summary.seconds(method, summary.last)
+        seconds, cpu_s = (summary.seconds(method, summary.last, key) for key in ("train_s", "cpu_s"))
         above = summary.above_baseline(method)
         intervals = [above[voter, metric].words() if above else "" for metric in summary.kind.shown]
-        spent = NOT_RUN if seconds is None else f"{seconds:.0f}"
-        rows.append([method, f"{len(summary.seeds(method))}", *pairs, spent, *intervals])
+        spent = [NOT_RUN if of is None else f"{of:.0f}" for of in (seconds, cpu_s)[: 1 + has_cpu]]
+        rows.append([method, f"{len(summary.seeds(method))}", *pairs, *spent, *intervals])
     for row in published:
         pair = f"{row.recall_at_20:.2f} / {row.mrr_at_20:.2f}"
-        rows.append([f"published: {row.name}", *[""] * len(spans), pair, "", "", ""])
+        rows.append([f"published: {row.name}", *[""] * len(spans), pair, *[""] * (3 + has_cpu)])
     over = "all queries" if summary.kind.by_query else f"{unit}s"
     yield f"{_shown(summary)} in %; means over seeds, then over {over}."
     yield "Settings were chosen on the first of these spans.\n"
