@@ -101,3 +101,20 @@ def test_files_stay_while_a_window_reaches_them_and_go_behind_it(stream):
         sweeper.committed(cut.number, rejected=False)
         there = [name for name, _ in stream.landing.list_new(())]
         assert there == [shard_name(number) for number in range(cut.window.first, 6)]
+
+
+def test_a_cut_without_rows_has_a_window_of_rows_that_have_names(tmp_path):
+    stream = Stream(tmp_path, recipe('feed.window={kind="all"}'))
+    table = events(50, seed=0)
+    stream.land(table.set_column(0, "item_id", table["item_id"].cast("string")))
+    epoch = take_epoch(stream.store)
+    writer = LedgerWriter.open(stream.store, epoch)
+    stream.cuts(writer)
+    empty = writer.cut(max_rows=0, window=stream.recipe.feed.window)
+    part = cut_rows(LedgerReader(stream.store), empty, stream.recipe.columns, range(KEY_GROUPS))
+    assert (len(part.rows), len(part.again.rows)) == (0, 50)
+    spec = StreamSpec(stream.store.uri, epoch.number, 0, stream.recipe.columns, block_bytes=1024, last_cut=1)
+    rows, flush = _read(spec, range(KEY_GROUPS))
+    assert rows.schema == flush.schema
+    (arrived,) = iter_cuts([rows, flush], spec)
+    assert_alike(arrived.again.rows, part.again.rows)

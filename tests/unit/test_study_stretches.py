@@ -216,4 +216,4 @@ def test_a_window_is_what_the_ledger_would_give_and_is_trained_at_its_cost(bench
     assert len(set(asked)) == 1
     figures = {one: bench.study.rows()[one][0] for one in names}
     assert all(row["cpu_s"] > 0 for row in figures.values())
-    assert len({row["recall@20"] for row in figures.values()}) > 1
+    assert len({row["mrr@20"] for row in figures.values()}) == 3, "R@20 is the same: only items never met are missed"

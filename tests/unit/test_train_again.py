@@ -263,3 +263,17 @@ def test_the_law_holds_whatever_lands_and_is_rejected(
         waiting = [count for _, count in deferrals["waiting"]]
         assert all(count > 0 for count in waiting)
         assert manifest.facts["counters"]["deferred"] == sum(waiting) + deferrals["left"]
+
+
+def test_replay_is_given_each_example_when_it_is_trained_first(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, PIT, 'methods=[{kind="online"},{kind="replay"}]')
+    manifests = stream.advance(until=5)
+    assert all(lawful(m) for m in manifests)
+    wanted = due_at(stream, 6)
+    made = questions.examples(wanted.intake, stream.recipe.inputs, "prefixes")
+    kept, rows = wanted.first_time(made), wanted.intake.rows
+    first = set(zip(rows.shard_N[wanted.first_N].tolist(), rows.row_N[wanted.first_N].tolist(), strict=True))
+    named = set(zip(kept.shard_T.tolist(), kept.row_T.tolist(), strict=True))
+    assert 0 < len(named) < len(made)
+    assert named <= first
+    assert not first & (set(zip(made.shard_T.tolist(), made.row_T.tolist(), strict=True)) - named)

@@ -37,8 +37,10 @@ def run(*, ours: str, theirs: str, folder: Path, cycles: str | None = None) -> d
         f"{ours} above {theirs}, points, 95 %: {summary.kind.unit}s {numbers}, {one.seeds} seeds, {one.queries} queries"
     )
     rows = [[voters[voter], metric, interval.words()] for (voter, metric), interval in found.items()]
+    cpu_s = [summary.cpu_s(name, one.cycles) for name in (ours, theirs)]
+    rows += [["what was read and trained", "CPU s", f"{cpu_s[0]:.1f} against {cpu_s[1]:.1f}"]] * (None not in cpu_s)
     print_table(title, ("of", "metric", "above"), rows)
     result: dict[str, Any] = {voter: {} for voter in voters}
     for (voter, metric), interval in found.items():
         result[voter][metric] = interval.as_json()
-    return result
+    return {**result, "cpu_s": dict(zip((ours, theirs), cpu_s, strict=True))}

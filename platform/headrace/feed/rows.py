@@ -53,7 +53,7 @@ def cut_rows(
 
 def whole_cut(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, tables: Sequence[pa.Table]) -> CutRows:
     """What a rank's tables (one at least) of a cut and of its window amount to."""
-    table = pa.concat_tables(tables, promote_options="default")
+    table = one_table(tables)
     cut_N = table[_CUT].to_numpy()
     own = table if cut.window is None else table.filter(pa.array(cut_N == cut.number))
     items, told = cut_items(reader, cut, columns), read_items(cut.items)
@@ -62,6 +62,11 @@ def whole_cut(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, tables: Se
     older_N = cut_N != cut.number
     again = Again(rows_from_table(table.filter(pa.array(older_N))), cut_N[older_N].astype(np.int64))
     return CutRows(cut, rows_from_table(own), items, told, again)
+
+
+def one_table(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables (one at least) of one cut, one after the other; an empty one does not know what ids the others have."""
+    return pa.concat_tables([table for table in tables if table.num_rows] or tables[:1], promote_options="default")
 
 
 def cut_table(reader: LedgerReader, cut: Cut, columns: ColumnsConfig, groups: Collection[int]) -> pa.Table:

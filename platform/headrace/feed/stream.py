@@ -1,10 +1,11 @@
 """Ray Data around the ledger: one unbounded dataset per rank, and its rows put back together as cuts.
 
 The only file of this room that imports ray. One read task tails the ledger and yields, per cut, the rows of the rank's
-key groups and then one *flush block*. The block is there because Ray Data holds rows back until a block is full and a
-consumer's prefetch holds one more: it pushes the rows before it out of both, so a cut is whole at its first flush row
-(shard -1, row = the cut's number). The task never looks at a clock to decide what it yields: it is a pure function of
-(ledger, start). Waiting for rows happens in the consumer's thread, outside of collectives.
+key groups, those of the cut's window, and then one *flush block*. The block is there because Ray Data holds rows back
+until a block is full and a consumer's prefetch holds one more: it pushes the rows before it out of both, so a cut is
+whole at its first flush row (shard -1, row = the cut's number). The task never looks at a clock to decide what it
+yields: it is a pure function of (ledger, start). Waiting for rows happens in the consumer's thread, outside of
+collectives.
 """
 
 import math
@@ -23,7 +24,7 @@ from headrace import environment
 from headrace.config.recipe import ColumnsConfig
 from headrace.errors import StoreError
 from headrace.feed.ledger import LedgerReader
-from headrace.feed.rows import cut_table, key_groups, whole_cut, window_tables
+from headrace.feed.rows import cut_table, key_groups, one_table, whole_cut, window_tables
 from headrace.records import CutRows
 from headrace.store.store import Store
 
@@ -151,11 +152,11 @@ def _read(spec: StreamSpec, groups: tuple[int, ...]) -> Iterator[pa.Table]:
 
     reader = spec.reader()
     for cut in reader.tail(spec.after_cut, wait):
-        table = cut_table(reader, cut, spec.columns, groups)
-        for part in (table, *window_tables(reader, cut, spec.columns, groups)):
-            if part.num_rows:
-                yield part
-        yield _flush_block(table.schema, cut.number, spec.block_bytes)
+        tables = [cut_table(reader, cut, spec.columns, groups), *window_tables(reader, cut, spec.columns, groups)]
+        rows = one_table(tables)
+        if rows.num_rows:
+            yield rows
+        yield _flush_block(rows.schema, cut.number, spec.block_bytes)
         if cut.number == spec.last_cut:
             return
 

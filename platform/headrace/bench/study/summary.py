@@ -97,18 +97,23 @@ class Summary:
         weights = [queries[cycle] if self.kind.by_query else 1 for cycle in span.cycles]
         return float(np.average(np.array(found, dtype=np.float64), weights=weights))
 
-    def seconds(self, method: str, cycle: int, key: str = "train_s") -> float | None:
-        """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run.
-
-        "cpu_s" for ``key``: of CPU, with reading; None where rows do not say.
-        """
+    def seconds(self, method: str, cycle: int) -> float | None:
+        """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run."""
         total = 0.0
         for before in range(self.kind.first, cycle + 1):
-            found = [row[key] for row in self.rows[method] if row["cycle"] == before and key in row]
+            found = [row["train_s"] for row in self.rows[method] if row["cycle"] == before]
             if not found:
                 return None
             total += float(np.mean(found))
         return total
+
+    def cpu_s(self, method: str, cycles: Sequence[int]) -> float | None:
+        """CPU seconds of reading and training for these cycles' tests, mean over seeds; None where rows do not say."""
+        found = {
+            cycle: [row["cpu_s"] for row in self.rows[method] if row["cycle"] == cycle and "cpu_s" in row]
+            for cycle in cycles
+        }
+        return float(sum(np.mean(of) for of in found.values())) if all(found.values()) else None
 
     def counters(self, method: str) -> list[str]:
         """Names of the counters of a method."""

@@ -42,7 +42,7 @@ def _means(summary: Summary, voter: str, published: Sequence[Published]) -> Iter
     rows = []
     for method in summary.methods:
         pairs = [_pair([summary.mean(method, span, voter, metric) for metric in summary.kind.shown]) for span in spans]
-        seconds, cpu_s = (summary.seconds(method, summary.last, key) for key in ("train_s", "cpu_s"))
+        seconds, cpu_s = summary.seconds(method, summary.last), summary.cpu_s(method, summary.cycles)
         above = summary.above_baseline(method)
         intervals = [above[voter, metric].words() if above else "" for metric in summary.kind.shown]
         spent = [NOT_RUN if of is None else f"{of:.0f}" for of in (seconds, cpu_s)[: 1 + has_cpu]]
