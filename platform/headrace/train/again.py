@@ -132,9 +132,11 @@ def _columns(rows: Rows) -> dict[str, NDArray[Any]]:
 
 def _take(rows: Rows, index_A: NDArray[np.int64]) -> Rows:
     """These rows, without what is carried beside them."""
-    return Rows(**{name: column[index_A] for name, column in _columns(rows).items()})
+    taken: dict[str, Any] = {name: column[index_A] for name, column in _columns(rows).items()}
+    return Rows(**taken)
 
 
 def _join(first: Rows, second: Rows) -> Rows:
     others = _columns(second)
-    return Rows(**{name: np.concatenate([column, others[name]]) for name, column in _columns(first).items()})
+    joined: dict[str, Any] = {name: np.concatenate([column, others[name]]) for name, column in _columns(first).items()}
+    return Rows(**joined)
