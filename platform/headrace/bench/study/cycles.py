@@ -101,7 +101,7 @@ class Cycles:
                 state.step = _without_moments(state)
             if cycle < last:
                 checkpoint = self._cells.checkpoint(cycle)
-                learner.train(part, put, checkpoint)
+                learner.train(part, put, checkpoint=checkpoint)
                 checkpoint.done()
 
     def _from_scratch(self, cycle: int) -> None:
@@ -111,7 +111,7 @@ class Cycles:
             state, whole = learner.state, self._by_period(self._shelf.first(cycle))
             self._keep_samples(range(cycle), whole, state)
             checkpoint = self._cells.checkpoint(cycle)
-            learner.train(whole, None, checkpoint)
+            learner.train(whole, checkpoint=checkpoint)
         assert state.learner is not None
         blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration, state.split)
         version = blend.of(state.learner)
