@@ -18,6 +18,7 @@ from headrace.config.recipe import (
     MethodConfig,
     ObjectiveConfig,
     OnlineConfig,
+    ProgressiveConfig,
     Recipe,
     ReplayMethodConfig,
     SampledSoftmaxConfig,
@@ -46,6 +47,12 @@ CASES = [
     pytest.param((EwcConfig(),), id="ewc"),
     pytest.param((EwcConfig(labels="target", decay=0.0),), id="ewc-targets"),
     pytest.param((OnlineConfig(), ReplayMethodConfig(), DistillConfig(own_targets=0.5), EwcConfig()), id="all"),
+    pytest.param((ProgressiveConfig(every=1, max_columns=3, adapter_units=4),), id="progressive"),
+    pytest.param((ProgressiveConfig(every=1, max_columns=2, adapter_units=4),), id="progressive-consolidated"),
+    pytest.param(
+        (OnlineConfig(), ReplayMethodConfig(), DistillConfig(own_targets=0.5), ProgressiveConfig(every=1)),
+        id="progressive-taught",
+    ),
 ]
 NUM_ITEMS = (12, 16, 16, 20)
 """Items in each increment: they grow beyond the table's capacity, and once they stay."""

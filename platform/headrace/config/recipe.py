@@ -444,8 +444,43 @@ class EwcConfig(Section):
     """Whose gradients are squared: of labels that the model draws, or of the targets (the empirical Fisher)."""
 
 
+class ProgressiveConfig(Section):
+    """Progressive columns: a frozen copy of the model stays beside the one that learns on (arXiv 1606.04671).
+
+    Each column beside the newest costs an answer about as much as the encoder does, and memory for the table's rows.
+    """
+
+    kind: Literal["progressive"] = "progressive"
+    every: PositiveInt | None = None
+    """Increments from one new column to the next. None: only drift asks for one."""
+    drift: Annotated[float, Field(ge=0.0)] = 4.0
+    """A new column is asked for where the model's recall on a cut falls below its mean over earlier cuts by so many
+    standard deviations. 0: drift asks for none."""
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Of a frozen column's answer in what the newer one answers. 0: it is heard by way of adapters alone."""
+    adapter_units: PositiveInt = 16
+    """Width of the adapters by which the newest column reads the frozen ones."""
+    max_columns: Annotated[int, Field(ge=2)] = 3
+    """Where there are so many and a new one is asked for, they are distilled into one first."""
+    consolidate_every: PositiveInt | None = None
+    """Increments after which frozen columns are distilled into the newest in any case. None: only where room is
+    needed."""
+    consolidate_epochs: PositiveInt = 4
+    """Passes over the increment's examples, replayed ones included, in which one column learns to answer as all do."""
+    consolidate_learning_rate: PositiveFloat = 1e-3
+    """At the first of their steps; it falls to zero by the last one."""
+
+    @model_validator(mode="after")
+    def _somebody_asks(self) -> "ProgressiveConfig":
+        if self.every is None and not self.drift:
+            raise ValueError("nothing would ever ask for a new column: set every, or a drift above 0")
+        return self
+
+
 MethodConfig = Annotated[
-    OnlineConfig | ReplayMethodConfig | DistillConfig | EwcConfig, Field(discriminator="kind"), _kind_is("online")
+    OnlineConfig | ReplayMethodConfig | DistillConfig | EwcConfig | ProgressiveConfig,
+    Field(discriminator="kind"),
+    _kind_is("online"),
 ]
 """Every kind of method that a recipe may name; they compose. A section that names none is "online"."""
 
@@ -784,6 +819,15 @@ class Recipe(Section):
         kinds = [method.kind for method in self.methods]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"each kind of method may stand in methods once; received {kinds}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_hold(self) -> "Recipe":
+        if {"progressive", "ewc"} <= {method.kind for method in self.methods}:
+            raise ValueError(
+                'the methods "progressive" and "ewc" exclude one another: a frozen column keeps what was learned, and '
+                "the newest is there to move, where ewc would hold it; keep one"
+            )
         return self
 
     @model_validator(mode="after")

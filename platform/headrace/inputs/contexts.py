@@ -99,6 +99,23 @@ class ModelInputs:
         """These rows, in this order."""
         return ModelInputs(*(array_B[index_B] for array_B in self.__dict__.values()))
 
+    def known(self, known_V: NDArray[np.bool_]) -> tuple["ModelInputs", NDArray[np.int64]]:
+        """The same without events on rows that are not known; what is left moves up to the newest, in its order.
+
+        Rows beyond ``known_V`` are not known. Beside it: how many of the n newest events are left, by n, (B, L + 1).
+        """
+        is_event_BL = (self.slot_BL >= 0) & (self.slot_BL < len(known_V))
+        is_event_BL[is_event_BL] = known_V[self.slot_BL[is_event_BL]]
+        newer_BR = np.cumsum(np.pad(is_event_BL[:, ::-1], ((0, 0), (1, 0))), axis=1, dtype=np.int64)
+        if np.array_equal(is_event_BL, self.slot_BL >= 0):
+            return self, newer_BR
+        order_BL = np.argsort(is_event_BL, axis=1, kind="stable")
+        slot_BL, ts_BL, kind_BL = (
+            np.take_along_axis(array_BL, order_BL, axis=1)
+            for array_BL in (np.where(is_event_BL, self.slot_BL, -1), self.ts_BL, self.kind_BL)
+        )
+        return ModelInputs(slot_BL, ts_BL, kind_BL, self.as_of_B), newer_BR
+
 
 def has_row(item_T: NDArray[np.int64], slot_I: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of these items have a row of the table; numbers that are unknown (-1, or too high) have none."""

@@ -47,6 +47,15 @@ class Lesson:
     """By which both models' scores are divided."""
 
 
+@dataclass(frozen=True)
+class Answered:
+    """How the learner's model answered a cut that it has not learned from, over all ranks. Made by the loop."""
+
+    num_queries: int
+    recall: float
+    """Of the targets, at 20."""
+
+
 PriorOf = Callable[[Contexts], Offset]
 """An offset to the logits of the queries that these contexts ask."""
 
@@ -69,6 +78,8 @@ class Learned:
     """Replaces a tensor (on this device) by its sum over ranks. Every rank must make the same calls."""
     prior: PriorOf | None = None
     """What was added to the logits of contexts' queries, by column of ``slot_E``."""
+    replayed: Examples | None = None
+    """Examples of earlier increments that were trained beside them; contexts likewise."""
 
 
 class Method:
@@ -76,6 +87,9 @@ class Method:
 
     needs_teacher: ClassVar[bool] = False
     """Whether the loop should keep a frozen copy of the model as it was before the increment."""
+
+    def observe(self, answered: Answered) -> None:
+        """Runs after a cut was scored and before ``begin_increment``, unless the learner has just gone back."""
 
     def begin_increment(self, model: RecallModel, increment: int) -> None:
         """Runs after the table has grown, before the optimizer and the flat gradient buffer are built."""
@@ -111,6 +125,10 @@ class Method:
 
     def end_increment(self, model: RecallModel, learned: Learned) -> None:
         """Runs after the last step, before the commit. What it keeps must be the same on every rank."""
+
+    def facts(self) -> Mapping[str, float]:
+        """Runs after ``end_increment``: figures for the commit, by name; alike on every rank, and no wall time."""
+        return {}
 
     def state_dict(self) -> Mapping[str, NDArray[Any]]:
         """Named arrays that the commit keeps."""

@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from headrace.config.recipe import DistillConfig, EwcConfig, MethodConfig, OnlineConfig, ReplayMethodConfig
+from headrace.config.recipe import (
+    DistillConfig,
+    EwcConfig,
+    MethodConfig,
+    OnlineConfig,
+    ProgressiveConfig,
+    ReplayMethodConfig,
+)
 from headrace.methods.base import Method
 from headrace.methods.distill import Distill
 from headrace.methods.ewc import Ewc
 from headrace.methods.online import Online
+from headrace.methods.progressive import Progressive
 from headrace.methods.replay import Replay
 
 
@@ -22,6 +30,8 @@ def build_method(config: MethodConfig) -> Method:
             return Distill(config)
         case EwcConfig():
             return Ewc(config)
+        case ProgressiveConfig():
+            return Progressive(config)
         case _:
             assert_never(config)
 

@@ -8,6 +8,8 @@ vector, so "prefixes" and "sessions" train one model. A context without any even
 Shape legend: B batch, L length, D width, H heads, K width of a head, P positions asked for, Z = L distances.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ class SasRec(nn.Module):
 
     def __init__(self, config: SasRecConfig, max_events: int) -> None:
         super().__init__()
+        self.config = config
         self.max_events = max_events
         self.scale = config.width**0.5
         self.position = nn.Parameter(torch.zeros(max_events + 1, config.width))
@@ -53,16 +56,32 @@ class SasRec(nn.Module):
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
+        return self.run(inputs, item_BLD, row_P, back_P, _as_it_is)
+
+    def run(
+        self,
+        inputs: ModelInputs,
+        item_BLD: Tensor,
+        row_P: Tensor,
+        back_P: Tensor,
+        beside: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        """``forward``, where ``beside(place, x)`` stands before each block and may put something in the place of ``x``.
+
+        Before block ``place`` that is ``(B, L, D)``; after the last one, before the last norm, ``(P, D)``.
+        """
         length = item_BLD.shape[1]
         if length > self.max_events + 1:
             raise ValueError(f"a context of {length} events; this model reads inputs.max_events = {self.max_events}")
         length_B = (inputs.slot_BL >= 0).sum(axis=1)
-        row_np, back_np = _host(row_P), _host(back_P)
+        row_np, back_np = host(row_P), host(back_P)
         last_only = not back_np.any()
         mask = _mask(inputs.slot_BL >= 0, item_BLD)
         x_BLD = self.dropout(item_BLD * self.scale)
         for index, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, self.position[:length], mask, last_only and index == len(self.blocks) - 1)
+            x_BLD = block(
+                beside(index, x_BLD), self.position[:length], mask, last_only and index == len(self.blocks) - 1
+            )
         if last_only:
             x_PD = x_BLD[:, -1] if _is_identity(row_np, len(length_B)) else x_BLD[row_P, -1]
         else:
@@ -71,7 +90,7 @@ class SasRec(nn.Module):
         if empty_P.any():
             is_empty_P1 = torch.from_numpy(empty_P).to(x_PD.device).unsqueeze(-1)
             x_PD = torch.where(is_empty_P1, self.start.to(x_PD.dtype), x_PD)
-        query_PD: Tensor = self.norm(x_PD)
+        query_PD: Tensor = self.norm(beside(len(self.blocks), x_PD))
         return query_PD.to(item_BLD.dtype)
 
 
@@ -120,7 +139,11 @@ class Block(nn.Module):
         return x_BLD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
-def _host(index_P: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _as_it_is(place: int, x: Tensor) -> Tensor:
+    return x
+
+
+def host(index_P: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """In host memory, by way of a list: within ``torch.func`` no tensor shows its memory."""
     return np.array(index_P.tolist(), dtype=np.int64)
 

@@ -6,7 +6,7 @@ ranks decide alike.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.blend.calibration import recalibrate
-from headrace.blend.weights import update
+from headrace.blend.weights import NEURAL, update
 from headrace.catalogue.eligible import Eligible
 from headrace.clock import Stopwatch
 from headrace.commit.manifest import Manifest
@@ -27,6 +27,8 @@ from headrace.evaluation.usual import RowSigns, Usual
 from headrace.inputs.ahead import ahead
 from headrace.inputs.contexts import Contexts, concatenate
 from headrace.inputs.examples import Examples
+from headrace.methods.base import Answered
+from headrace.methods.progressive import CONSOLIDATED
 from headrace.recommend.prior import Prior
 from headrace.recommend.recommender import Recommender
 from headrace.records import CutRows
@@ -77,6 +79,8 @@ class Trained:
     """Examples of earlier increments, over all ranks."""
     update_ratio: float
     """Norm of the model's update over the norm of what it was."""
+    methods: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What methods say of it, by kind; those that say nothing are left out."""
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON for the commit."""
@@ -96,6 +100,7 @@ class Trained:
             "gradient_norm": passed.last_gradient_norm,
             "update_ratio": self.update_ratio,
             **(validation if passed.validated else {}),
+            **({"methods": {kind: dict(facts) for kind, facts in self.methods.items()}} if self.methods else {}),
         }
 
 
@@ -143,6 +148,8 @@ def train_increment(
     vitals = look(asked, scored, state, group)
     state.repeats = state.repeats.add(*taken.repeats)
     reviewed = review(state, scored, committer.store) if scored is not None else Review()
+    if scored is not None and scored.num_queries and reviewed.version is None:
+        _observe(state, scored)
     row_signs, usual = _row_signs(taken, scored), _usual(state)
     rejected = decide_rows(row_signs, usual, state.recipe.gate)
     watch.lap("score")
@@ -283,7 +290,10 @@ def _train(
     watch.book("train", passed.earlier_s)
     update_ratio = _update_ratio(before, list(state.model.parameters()))
     follow_attributes(state)
-    state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior)
+    watch.lap("train")
+    state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior, replayed)
+    said = {method.kind: dict(state.methods[place].facts()) for place, method in enumerate(recipe.methods)}
+    watch.lap("consolidate" if any(CONSOLIDATED in facts for facts in said.values()) else "train")
     if state.replay is not None:
         kept = wanted.first_time(made)
         state.replay.stage(increment, kept, groups_of(kept, wanted.intake.rows), herded(state, kept))
@@ -293,7 +303,14 @@ def _train(
     _remember(intake, state)
     counts = group.gather({"replayed": np.array([0 if replayed is None else len(replayed)])})
     num_replayed = sum(int(part["replayed"][0]) for part in counts)
-    return Trained(passed, num_replayed, update_ratio)
+    return Trained(passed, num_replayed, update_ratio, {kind: facts for kind, facts in said.items() if facts})
+
+
+def _observe(state: LearnerState, scored: Scored) -> None:
+    """The methods hear how the model answered a cut that it has not learned from."""
+    answered = Answered(scored.num_queries, scored.metrics[NEURAL]["recall@20"])
+    for method in state.methods:
+        method.observe(answered)
 
 
 def _count(intake: Intake, state: LearnerState, group: Group) -> None:

@@ -27,6 +27,7 @@ from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned, Lesson, Method, Mix, PriorOf
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts, load_into, model_parts
+from headrace.models.columns import Columns
 from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
@@ -155,6 +156,8 @@ class TrainStep:
         """After ``begin_increment``: these rows belong to other items now, and start afresh with all their state."""
         on_device_R = torch.from_numpy(slot_R).to(self.device)
         self.model.table.reset(on_device_R)
+        if isinstance(self.model.encoder, Columns):
+            self.model.encoder.forget(on_device_R)
         if self._teacher is not None:
             self._teacher.forget(slot_R)
         for method in self.methods:
@@ -178,15 +181,19 @@ class TrainStep:
         slot_I: NDArray[np.int64],
         slot_E: NDArray[np.int64],
         prior: PriorOf | None = None,
+        replayed: Examples | None = None,
     ) -> None:
         """Let the methods look at the trained model and the new examples; after the last step, before the commit.
 
         ``slot_I`` maps item numbers to rows of the table, ``slot_E`` are the rows that were scored, with this prior.
+        ``replayed``: examples of earlier increments that were trained beside the new ones.
         """
         self._teacher = None
         known = examples.known(slot_I)
         seed, device = self.seed, self.device
-        learned = Learned(known, slot_I, np.sort(slot_E), self.increment, seed, device, self.group.sum_, prior)
+        replayed = None if replayed is None else replayed.known(slot_I)
+        sum_, slot_E = self.group.sum_, np.sort(slot_E)
+        learned = Learned(known, slot_I, slot_E, self.increment, seed, device, sum_, prior, replayed)
         for method in self.methods:
             method.end_increment(self.model, learned)
 

@@ -54,8 +54,9 @@ class Teacher:
         ``student``: the queries ``(P, D)`` and items ``(C, D)`` as they enter the student's product; ``slot_C`` are the
         items' rows.
         """
-        inputs, back_P, length_B = _known(inputs, self._known_V, row_P, back_P)
-        index_P = np.flatnonzero((weight_P > 0.0) & (back_P < length_B[row_P]))
+        inputs, newer_BR = inputs.known(self._known_V)
+        back_P = newer_BR[row_P, back_P]
+        index_P = np.flatnonzero((weight_P > 0.0) & (back_P < newer_BR[row_P, -1]))
         known_C = self._known_V[slot_C.cpu().numpy()]
         query_PD, vectors_CD = student
         if not len(index_P) or not known_C.any():
@@ -84,21 +85,3 @@ def _offset(known_C: NDArray[np.bool_], correction_C: Tensor | None, like: Tenso
         return None if correction_C is None else correction_C.to(like)
     silent_C = torch.from_numpy(np.where(known_C, 0.0, -np.inf)).to(like)
     return silent_C if correction_C is None else silent_C + correction_C
-
-
-def _known(
-    inputs: ModelInputs, known_V: NDArray[np.bool_], row_P: NDArray[np.int64], back_P: NDArray[np.int64]
-) -> tuple[ModelInputs, NDArray[np.int64], NDArray[np.int64]]:
-    """The inputs without events on unknown rows, where each query then stands, and the lengths that are left."""
-    is_event_BL = inputs.slot_BL >= 0
-    is_known_BL = is_event_BL & known_V[inputs.slot_BL]
-    length_B = is_known_BL.sum(axis=1, dtype=np.int64)
-    if np.array_equal(is_known_BL, is_event_BL):
-        return inputs, back_P, length_B
-    order_BL = np.argsort(is_known_BL, axis=1, kind="stable")  # what is known moves up to the newest, in its order
-    slot_BL, ts_BL, kind_BL = (
-        np.take_along_axis(array_BL, order_BL, axis=1)
-        for array_BL in (np.where(is_known_BL, inputs.slot_BL, -1), inputs.ts_BL, inputs.kind_BL)
-    )
-    newer_BL = np.cumsum(np.pad(is_known_BL[:, ::-1], ((0, 0), (1, 0))), axis=1, dtype=np.int64)
-    return ModelInputs(slot_BL, ts_BL, kind_BL, inputs.as_of_B), newer_BL[row_P, back_P], length_B

@@ -238,7 +238,7 @@ def _row(seed: int, cycle: int, answers: Answers, trained: Manifest) -> Row:
         "seed": seed,
         "cycle": cycle,
         **answers.figures(NEURAL),
-        "train_s": seconds["train"] + seconds.get("replay", 0.0),
+        "train_s": sum(seconds.get(step, 0.0) for step in ("train", "replay", "consolidate")),
         "peak_mb": peak_mb(),
         "queries": len(answers),
         BLEND: answers.figures(BLEND),

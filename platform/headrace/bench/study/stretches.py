@@ -148,7 +148,7 @@ class _Waiting:
         """The answers come last; ``trained``: the commit that answered."""
         seconds, cpu_s = trained.envelope.seconds, trained.envelope.cpu_s
         facts = {
-            "train_s": seconds["train"] + seconds.get("replay", 0.0),
+            "train_s": sum(seconds.get(step, 0.0) for step in ("train", "replay", "consolidate")),
             "cpu_s": sum(cpu_s.get(name, 0.0) for name in _SPENT),
             "increment_s": sum(seconds.values()),
             "is_warmup": trained.cut == 0,
