@@ -39,6 +39,7 @@ from headrace.train.passes import train_passes
 from headrace.train.step import StepBatch, TrainStep
 
 Methods = tuple[MethodConfig, ...]
+SHORT = ProgressiveConfig(every=1, max_columns=2, adapter_units=4, consolidate_steps=3)
 CASES = [
     pytest.param((OnlineConfig(),), id="online"),
     pytest.param((OnlineConfig(warmup_steps=0, max_gradient_norm=None),), id="online-unguarded"),
@@ -47,12 +48,9 @@ CASES = [
     pytest.param((EwcConfig(),), id="ewc"),
     pytest.param((EwcConfig(labels="target", decay=0.0),), id="ewc-targets"),
     pytest.param((OnlineConfig(), ReplayMethodConfig(), DistillConfig(own_targets=0.5), EwcConfig()), id="all"),
-    pytest.param((ProgressiveConfig(every=1, max_columns=3, adapter_units=4),), id="progressive"),
-    pytest.param((ProgressiveConfig(every=1, max_columns=2, adapter_units=4),), id="progressive-consolidated"),
-    pytest.param(
-        (OnlineConfig(), ReplayMethodConfig(), DistillConfig(own_targets=0.5), ProgressiveConfig(every=1)),
-        id="progressive-taught",
-    ),
+    pytest.param((ProgressiveConfig(every=1, max_columns=9, adapter_units=4),), id="progressive"),
+    pytest.param((SHORT,), id="progressive-consolidated"),
+    pytest.param((OnlineConfig(), ReplayMethodConfig(), DistillConfig(own_targets=0.5), SHORT), id="progressive-all"),
 ]
 NUM_ITEMS = (12, 16, 16, 20)
 """Items in each increment: they grow beyond the table's capacity, and once they stay."""

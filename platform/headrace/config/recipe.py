@@ -465,8 +465,9 @@ class ProgressiveConfig(Section):
     consolidate_every: PositiveInt | None = None
     """Increments after which frozen columns are distilled into the newest in any case. None: only where room is
     needed."""
-    consolidate_epochs: PositiveInt = 4
-    """Passes over the increment's examples, replayed ones included, in which one column learns to answer as all do."""
+    consolidate_steps: PositiveInt = 200
+    """Steps of about 256 examples of the increment, replayed ones included, in which one column learns to answer as all
+    do."""
     consolidate_learning_rate: PositiveFloat = 1e-3
     """At the first of their steps; it falls to zero by the last one."""
 

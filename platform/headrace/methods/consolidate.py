@@ -1,6 +1,6 @@
 """Columns back into one: a single column learns to answer as all of them do (distillation, arXiv 1503.02531).
 
-It begins as the newest column without what it reads of the others. The item table stays as it is, so that equal queries
+It begins with the columns' weights, mixed as their answers are. The item table stays as it is, so that equal queries
 give equal answers whatever the items, and queries are compared, at a cost that does not depend on the catalogue. The
 loss is the squared distance of the queries over the squared norm of what was to be answered: 0, nothing is lost.
 
@@ -21,7 +21,7 @@ from headrace.inputs.contexts import Contexts, concatenate, pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned
 from headrace.models.base import RecallModel
-from headrace.models.columns import newest_alone
+from headrace.models.columns import merged
 from headrace.models.sasrec import SasRec
 from headrace.records import hash64, hash64_array
 
@@ -36,7 +36,7 @@ class Consolidated:
 
     steps: int
     loss_before: float
-    """Of the newest column by itself."""
+    """Of the mixed weights."""
     loss: float
     """Of the column that is left."""
 
@@ -48,20 +48,19 @@ def consolidate(model: RecallModel, learned: Learned, config: ProgressiveConfig)
     total = _summed(learned, [float(asked.weight_T.sum(dtype=np.float64)), float(len(asked.weight_T))])
     if not total[0] > 0.0:
         return None
-    num_steps = max(1, round(float(total[1]) / _BATCH))
     was_training = model.training
     model.eval()
     told_TD = torch.zeros(len(asked.weight_T), model.table.width).to(model.table.weight)
     with torch.no_grad():
         for index_B in _by_length(asked.contexts):
             told_TD[torch.from_numpy(index_B).to(told_TD.device)] = asked.answers(model, model.encoder, index_B)
-    student = newest_alone(model.encoder)
+    student = merged(model.encoder)
     before = _loss(model, student, asked, told_TD, learned)
-    _learn(model, student, asked, told_TD, learned, num_steps, config)
+    _learn(model, student, asked, told_TD, learned, max(1, round(float(total[1]) / _BATCH)), config)
     after = _loss(model, student, asked, told_TD, learned)
     model.encoder = student
     model.train(was_training)
-    return Consolidated(num_steps * config.consolidate_epochs, before / float(total[0]), after / float(total[0]))
+    return Consolidated(config.consolidate_steps, before / float(total[0]), after / float(total[0]))
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,11 @@ def _learn(
     asked: _Asked,
     told_TD: Tensor,
     learned: Learned,
-    num_steps: int,
+    per_epoch: int,
     config: ProgressiveConfig,
 ) -> None:
     """Steps of Adam, which begins afresh: its rate falls to zero, so that it comes to rest."""
+    num_steps = config.consolidate_steps
     parameters = list(student.parameters())
     flat = torch.zeros(sum(value.numel() for value in parameters)).to(told_TD)
     start = 0
@@ -116,13 +116,12 @@ def _learn(
         value.grad = flat[start : start + value.numel()].view_as(value)
         start += value.numel()
     adam = torch.optim.Adam(parameters, lr=config.consolidate_learning_rate, fused=True)
-    for epoch in range(config.consolidate_epochs):
-        step_T = _steps(asked, learned, epoch, num_steps)
-        weight_K = np.bincount(step_T, asked.weight_T, num_steps)
+    for begin in range(0, num_steps, per_epoch):
+        step_T = _steps(asked, learned, begin, per_epoch)
+        weight_K = np.bincount(step_T, asked.weight_T, per_epoch)[: num_steps - begin]
         total_K = _summed(learned, weight_K.tolist()).tolist()
         for step, total in enumerate(total_K):
-            done = (epoch * num_steps + step) / (config.consolidate_epochs * num_steps)
-            adam.param_groups[0]["lr"] = config.consolidate_learning_rate * (1.0 - done)
+            adam.param_groups[0]["lr"] = config.consolidate_learning_rate * (1.0 - (begin + step) / num_steps)
             flat.zero_()
             if len(index_B := np.flatnonzero(step_T == step)):
                 (asked.distance(model, student, told_TD, index_B) / total).backward()  # type: ignore[no-untyped-call]
@@ -157,11 +156,11 @@ def _place(examples: Examples) -> NDArray[np.uint64]:
     return hash64_array(hash64_array(examples.shard_T, "shard") ^ examples.row_T.astype(np.uint64), "row")
 
 
-def _steps(asked: _Asked, learned: Learned, epoch: int, num_steps: int) -> NDArray[np.int64]:
-    """The step of each example in this epoch."""
-    drawn_T = hash64_array(asked.place_T, hash64(learned.seed, "consolidate", learned.increment, epoch))
+def _steps(asked: _Asked, learned: Learned, begin: int, per_epoch: int) -> NDArray[np.int64]:
+    """The step of each example in the epoch that begins with this step."""
+    drawn_T = hash64_array(asked.place_T, hash64(learned.seed, "consolidate", learned.increment, begin))
     share_T = (drawn_T >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return (share_T * num_steps).astype(np.int64)
+    return (share_T * per_epoch).astype(np.int64)
 
 
 def _summed(learned: Learned, values: list[float]) -> Tensor:

@@ -258,11 +258,28 @@ def with_new_column(encoder: SasRec, row_VD: Tensor, name: str, num_units: int, 
     return encoder_of(encoder.config, encoder.max_events, state).train(encoder.training)
 
 
-def newest_alone(encoder: SasRec) -> SasRec:
-    """A copy of the newest column, without what it reads of older ones."""
-    state = encoder.state_dict()
-    own = {key: value.clone() for key, value in state.items() if not key.startswith(("older.", "laterals."))}
-    return encoder_of(encoder.config, encoder.max_events, own).train(encoder.training)
+def merged(encoder: SasRec) -> SasRec:
+    """One column whose weights are mixed as the answers of all columns are (as in arXiv 2109.01903), without laterals.
+
+    Columns begin as copies, so that on a straight line between their weights lie models that answer in between.
+    """
+    state = {name: value.clone() for name, value in _mixed_weights(encoder, {}).items()}
+    return encoder_of(encoder.config, encoder.max_events, state).train(encoder.training)
+
+
+def _mixed_weights(column: SasRec, older: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """``older``: the mixed weights of the columns that it reads, where it does not hold them itself."""
+    if isinstance(column, Columns):
+        held: dict[str, dict[str, Tensor]] = {}
+        for name, old in column.older.items():
+            assert isinstance(old, OldColumn)
+            held[name] = _mixed_weights(old, held)
+        older = held
+    beside = ("older.", "laterals.", "rows", "is_known")
+    mixed = {name: value for name, value in column.state_dict().items() if not name.startswith(beside)}
+    for name, lateral in column.laterals.items() if isinstance(column, Column) else ():
+        mixed = {key: torch.lerp(value, older[name][key], lateral.share) for key, value in mixed.items()}
+    return mixed
 
 
 def _add_laterals(column: Column, state: Mapping[str, Tensor]) -> None:
