@@ -124,7 +124,7 @@ def _learn(
             adam.param_groups[0]["lr"] = config.consolidate_learning_rate * (1.0 - (begin + step) / num_steps)
             flat.zero_()
             if len(index_B := np.flatnonzero(step_T == step)):
-                (asked.distance(model, student, told_TD, index_B) / total).backward()  # type: ignore[no-untyped-call]
+                (asked.distance(model, student, told_TD, index_B) / total).backward()
             learned.sum_(flat)
             if total > 0.0:
                 adam.step()

@@ -13,7 +13,7 @@ Shape legend: B batch, L length, D width, P positions asked for, V rows of the t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -102,6 +102,12 @@ class Column(SasRec):
         super().__init__(config, max_events)
         self.laterals = nn.ModuleDict()
 
+    def heard(self) -> Iterator[tuple[str, Lateral]]:
+        """The older columns that it reads, oldest first, and how."""
+        for name, lateral in self.laterals.items():
+            assert isinstance(lateral, Lateral)
+            yield name, lateral
+
     def read(
         self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor, older: Mapping[str, Reading]
     ) -> Reading:
@@ -109,7 +115,7 @@ class Column(SasRec):
         at: list[Tensor] = []
 
         def beside(place: int, x: Tensor) -> Tensor:
-            for name, lateral in self.laterals.items() if place else ():
+            for name, lateral in self.heard() if place else ():
                 states, there = older[name].states(place, inputs)
                 added = lateral.adapters[place - 1](states)
                 x = x + (added if there is None else added * there)
@@ -117,7 +123,7 @@ class Column(SasRec):
             return x
 
         query_PD = self.run(inputs, item_BLD, row_P, back_P, beside)
-        for name, lateral in self.laterals.items():
+        for name, lateral in self.heard():
             query_PD = older[name].mixed(query_PD, lateral.share)
         return Reading(at, query_PD)
 
@@ -277,7 +283,7 @@ def _mixed_weights(column: SasRec, older: Mapping[str, Mapping[str, Tensor]]) ->
         older = held
     beside = ("older.", "laterals.", "rows", "is_known")
     mixed = {name: value for name, value in column.state_dict().items() if not name.startswith(beside)}
-    for name, lateral in column.laterals.items() if isinstance(column, Column) else ():
+    for name, lateral in column.heard() if isinstance(column, Column) else ():
         mixed = {key: torch.lerp(value, older[name][key], lateral.share) for key, value in mixed.items()}
     return mixed
 
