@@ -832,6 +832,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _columns_of_one_kind(self) -> "Recipe":
+        if "progressive" in {method.kind for method in self.methods} and not isinstance(self.model, SasRecConfig):
+            raise ValueError(
+                f'the method "progressive" freezes columns of model.kind = "sasrec"; received "{self.model.kind}"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_to_teach(self) -> "Recipe":
         taught = [method.rows for method in self.methods if isinstance(method, DistillConfig)]
         if "replayed" in taught and not self.replays:
