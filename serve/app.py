@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from headrace.config.recipe import ServeConfig
+from headrace.config.run import ServeConfig
 from headrace.errors import ConfigError
 from headrace.serving.app import build
 

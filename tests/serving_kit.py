@@ -11,7 +11,10 @@ from headrace.bundles.bundle import Bundle, bundle_of
 from headrace.bundles.publish import publish
 from headrace.catalogue.ids import Catalogue
 from headrace.commit.manifest import Envelope, Manifest
-from headrace.config.recipe import CatalogueConfig, PopularConfig, Recipe, SasRecConfig
+from headrace.config.answers import PopularConfig
+from headrace.config.feed import CatalogueConfig
+from headrace.config.models import SasRecConfig
+from headrace.config.recipe import Recipe
 from headrace.experts.base import Counted
 from headrace.experts.popular import Popular
 from headrace.inputs.contexts import contexts_of

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import ObjectiveConfig, OnlineConfig, SasRecConfig, SoftmaxConfig, TrainConfig
+from headrace.config.methods import OnlineConfig, TrainConfig
+from headrace.config.models import ObjectiveConfig, SasRecConfig, SoftmaxConfig
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Method

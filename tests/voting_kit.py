@@ -6,7 +6,8 @@ from serving_kit import WATERMARK_MS, counted
 
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import OwnItemsConfig, SasRecConfig, SimilarSessionsConfig
+from headrace.config.answers import OwnItemsConfig, SimilarSessionsConfig
+from headrace.config.models import SasRecConfig
 from headrace.experts.build import build_experts
 from headrace.experts.popular import Popular
 from headrace.models.build import build_model

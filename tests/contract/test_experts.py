@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import (
-    CovisitConfig,
-    EncodingsConfig,
-    OwnItemsConfig,
-    PopularConfig,
-    SimilarSessionsConfig,
-)
+from headrace.config.answers import CovisitConfig, EncodingsConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
 from headrace.experts.base import Counted, Encoding, Shared, Sparse
 from headrace.experts.build import build_expert, load_experts, read_configs, save_experts
 from headrace.inputs.contexts import EventLog, build_contexts

@@ -12,20 +12,17 @@ import torch
 from step_kit import PairRank, make_examples, on_both
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import (
+from headrace.config.methods import (
     DistillConfig,
     EwcConfig,
     MethodConfig,
-    ObjectiveConfig,
     OnlineConfig,
     ProgressiveConfig,
-    Recipe,
     ReplayMethodConfig,
-    SampledSoftmaxConfig,
-    SasRecConfig,
-    SoftmaxConfig,
     TrainConfig,
 )
+from headrace.config.models import ObjectiveConfig, SampledSoftmaxConfig, SasRecConfig, SoftmaxConfig
+from headrace.config.recipe import Recipe
 from headrace.inputs.contexts import pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loop_kit import Stream, events, recipe
 
-from headrace.config.recipe import StoreConfig
+from headrace.config.run import StoreConfig
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
 from headrace.models.build import model_parts

@@ -1,13 +1,15 @@
 """Cuts through Ray Data: whole, in order, every row once, on both ranks."""
 
+import gc
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray.data._internal.execution.operators.map_operator import MapOperator
 
-from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.config.feed import ColumnsConfig, FeedConfig
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, shard_name
 from headrace.feed.ledger import LedgerReader, LedgerWriter
@@ -78,6 +80,17 @@ def assert_same(arrived, feed, rank):
 
 
 @pytest.mark.parametrize("prefetch_batches", [0, 1])
+def test_nothing_is_kept_of_blocks_that_have_been_read(make_feed):
+    feed = make_feed()
+    feed.land(*(events(100 * cut, 100) for cut in range(5)))
+    spec = replace(feed.spec, last_cut=4)
+    batches = make_dataset(0, 1, spec).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    assert len(list(iter_cuts(batches, spec))) == 5
+    operators = [held for held in gc.get_objects() if isinstance(held, MapOperator)]
+    assert operators
+    assert not any(stats for operator in operators for stats in operator.get_stats().values())
+
+
 def test_cuts_of_every_size_arrive_whole_in_order_on_both_ranks(make_feed, prefetch_batches):
     feed = make_feed()
     sizes = (1, 200, 5000, 20000, 1, 1, 200)

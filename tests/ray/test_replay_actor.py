@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from headrace.config.recipe import RecencyConfig, ReplayBufferConfig
+from headrace.config.methods import RecencyConfig, ReplayBufferConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import Contexts, offsets
 from headrace.inputs.examples import Examples

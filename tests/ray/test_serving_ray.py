@@ -17,7 +17,8 @@ from serving_kit import publish_version
 from headrace.bundles.bundle import Loader
 from headrace.bundles.publish import read_bundle
 from headrace.clock import monotonic_s
-from headrace.config.recipe import Recipe, ServeConfig, StoreConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import ServeConfig, StoreConfig
 from headrace.errors import HeadraceError
 from headrace.inputs.contexts import contexts_of
 from headrace.serving.check import mixed

@@ -10,8 +10,8 @@ from loop_kit import events
 
 from headrace.bench import gate, poisons
 from headrace.bench.poisons import POISONS, poison
+from headrace.config.feed import ColumnsConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import ColumnsConfig
 from headrace.errors import ConfigError
 from headrace.feed.landing import Landing, shard_name
 

@@ -7,7 +7,7 @@ from headrace.catalogue import ids
 from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import NEVER, Catalogue
 from headrace.catalogue.slots import Slots
-from headrace.config.recipe import CatalogueConfig
+from headrace.config.feed import CatalogueConfig
 from headrace.store.arrays import dump_arrays, load_arrays
 
 _IDS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 from step_kit import NUM_ITEMS, fingerprint, make_examples, make_step, passes
 
-from headrace.config.recipe import (
-    DistillConfig,
-    EarlyStopConfig,
-    EwcConfig,
-    OnlineConfig,
-    RowAdagradConfig,
-    SampledSoftmaxConfig,
-    SasRecConfig,
-)
+from headrace.config.methods import DistillConfig, EarlyStopConfig, EwcConfig, OnlineConfig, RowAdagradConfig
+from headrace.config.models import SampledSoftmaxConfig, SasRecConfig
 from headrace.methods.build import build_methods
 from headrace.store.store import Store
 from headrace.train.checkpoint import Checkpoint

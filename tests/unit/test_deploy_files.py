@@ -161,7 +161,7 @@ def test_who_asks_for_labels_asks_for_some_that_nodes_have(cluster):
 def test_serve_configs_are_ones_that_serve_knows():
     from ray.serve.schema import ServeDeploySchema
 
-    from headrace.config.recipe import ServeConfig
+    from headrace.config.run import ServeConfig
 
     for config in _serve_configs().values():
         [application] = ServeDeploySchema.model_validate(config).applications

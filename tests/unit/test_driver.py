@@ -10,8 +10,9 @@ import pytest
 from loop_kit import Stream, events, recipe
 
 from headrace.commit.summary import Summary
+from headrace.config.feed import ColumnsConfig, ReplayConfig
 from headrace.config.load import dump_recipe
-from headrace.config.recipe import ColumnsConfig, Recipe, ReplayConfig
+from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, DataError
 from headrace.feed.entries import encode
 from headrace.feed.landing import Landing

@@ -10,7 +10,8 @@ import torch
 from loop_kit import Stream, events, recipe
 from step_kit import NUM_ITEMS, PairRank, fingerprint, make_step, on_both, passes
 
-from headrace.config.recipe import EarlyStopConfig, RowAdagradConfig, SampledSoftmaxConfig, SasRecConfig
+from headrace.config.methods import EarlyStopConfig, RowAdagradConfig
+from headrace.config.models import SampledSoftmaxConfig, SasRecConfig
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples
 from headrace.train.early_stop import hold_out, validation

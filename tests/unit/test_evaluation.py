@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.config.recipe import GateConfig
+from headrace.config.answers import GateConfig
 from headrace.evaluation.gate import Signs, decide
 from headrace.evaluation.metrics import METRICS
 from headrace.evaluation.prequential import Queries, sample

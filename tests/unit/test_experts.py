@@ -3,7 +3,7 @@ import pytest
 from serving_kit import WATERMARK_MS, counted
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import PopularConfig
+from headrace.config.answers import PopularConfig
 from headrace.errors import StoreError
 from headrace.experts.base import Shared
 from headrace.experts.build import build_experts, load_experts, read_configs, save_experts

@@ -5,7 +5,7 @@ import pytest
 from serving_kit import WATERMARK_MS
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import CovisitConfig, SimilarSessionsConfig
+from headrace.config.answers import CovisitConfig, SimilarSessionsConfig
 from headrace.experts.base import Counted
 from headrace.experts.covisit import Covisit
 from headrace.experts.own_items import OwnItems

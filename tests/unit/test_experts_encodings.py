@@ -11,7 +11,7 @@ from loop_kit import Stream, events, lawful, poisoned_stream, recipe
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.catalogue.eligible import Eligible
 from headrace.commit.chain import Chain
-from headrace.config.recipe import EncodingsConfig
+from headrace.config.answers import EncodingsConfig
 from headrace.experts.base import Counted
 from headrace.experts.encodings import BLOCK, Encodings, _nearest
 from headrace.inputs.contexts import Contexts, contexts_of

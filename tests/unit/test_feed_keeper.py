@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.config.feed import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
 from headrace.feed import keeper as keeper_module
 from headrace.feed import landing as landing_module

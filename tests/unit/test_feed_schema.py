@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.errors import DataError
 from headrace.feed.schema import check_schema, column_types, find_faults, normalise, rows_from_table, wire_schema
 from headrace.records import KEY_GROUPS, hash64, kind_code

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.config.recipe import ColumnsConfig, ReplayConfig, SyntheticConfig
+from headrace.config.feed import ColumnsConfig, ReplayConfig, SyntheticConfig
 from headrace.errors import DataError
 from headrace.feed.landing import Landing, shard_name
 from headrace.feed.replayer import Replayer

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from headrace.config.feed import EveryoneConfig, PitConfig, SampleConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import EveryoneConfig, PitConfig, SampleConfig
 from headrace.errors import ConfigError
 from headrace.feed.window import Reach, picked_before_N, picked_N
 from headrace.records import KEY_GROUPS, Cut, Window, hash64_array

@@ -12,7 +12,7 @@ from loop_kit import RING, Stream, lawful, recipe, walks
 from headrace.bench.poisons import TooFast
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import GateConfig
+from headrace.config.answers import GateConfig
 from headrace.evaluation.coherence import Coherence, best_coherence, draw_controls
 from headrace.evaluation.gate import Signs, decide, decide_rows
 from headrace.evaluation.usual import RowSigns, Usual

@@ -12,7 +12,8 @@ from serving_kit import publish_version
 import headrace
 from headrace.bundles.bundle import Loader, bundle_of, load_bundle
 from headrace.bundles.publish import publish, read_bundle
-from headrace.config.recipe import Recipe, StoreConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import StoreConfig
 from headrace.errors import ConfigError, StoreError
 from headrace.serving.request import RequestError, parse
 from headrace.serving.samples import sample_answers

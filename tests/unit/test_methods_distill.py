@@ -8,14 +8,9 @@ import torch
 from pydantic import ValidationError
 from step_kit import MODEL, NUM_ITEMS, batch_of, fingerprint, make_examples, make_step, passes
 
-from headrace.config.recipe import (
-    DistillConfig,
-    MethodConfig,
-    OnlineConfig,
-    Recipe,
-    ReplayMethodConfig,
-    SampledSoftmaxConfig,
-)
+from headrace.config.methods import DistillConfig, MethodConfig, OnlineConfig, ReplayMethodConfig
+from headrace.config.models import SampledSoftmaxConfig
+from headrace.config.recipe import Recipe
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Mix

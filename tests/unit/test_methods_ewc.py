@@ -9,7 +9,8 @@ import torch
 from step_kit import NUM_ITEMS, PairRank, make_examples, make_step, on_both, passes
 from torch import nn
 
-from headrace.config.recipe import EwcConfig, SasRecConfig
+from headrace.config.methods import EwcConfig
+from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned

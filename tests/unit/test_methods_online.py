@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.config.recipe import OnlineConfig
+from headrace.config.methods import OnlineConfig
 from headrace.methods.build import build_method, build_methods
 
 

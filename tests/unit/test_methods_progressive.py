@@ -12,7 +12,9 @@ from torch import Tensor
 
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.commit.chain import Chain
-from headrace.config.recipe import EwcConfig, OnlineConfig, ProgressiveConfig, Recipe, SasRecConfig
+from headrace.config.methods import EwcConfig, OnlineConfig, ProgressiveConfig
+from headrace.config.models import SasRecConfig
+from headrace.config.recipe import Recipe
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.methods.base import Answered
 from headrace.methods.build import build_methods

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.config.recipe import SasRecConfig
+from headrace.config.models import SasRecConfig
 from headrace.errors import StoreError
 from headrace.models import build
 from headrace.models.build import build_model, load_model, model_parts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.config.recipe import NspConfig
+from headrace.config.models import NspConfig
 from headrace.inputs.ahead import ahead
 from headrace.inputs.contexts import Contexts, ModelInputs, offsets, pad
 from headrace.inputs.examples import Examples

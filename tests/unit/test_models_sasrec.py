@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.config.recipe import SasRecConfig
+from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model

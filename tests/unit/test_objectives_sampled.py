@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.config.recipe import SampledSoftmaxConfig, SoftmaxConfig
+from headrace.config.models import SampledSoftmaxConfig, SoftmaxConfig
 from headrace.objectives.negatives import Drawn, Frequencies, Proposal
 from headrace.objectives.softmax import build_objective
 from headrace.records import generator

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from headrace.config.recipe import SoftmaxConfig
+from headrace.config.models import SoftmaxConfig
 from headrace.objectives.softmax import build_objective
 
 SOFTMAX = build_objective(SoftmaxConfig())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headrace.config.recipe import SyntheticConfig
+from headrace.config.feed import SyntheticConfig
 from headrace.feed.landing import shard_name
 from headrace.feed.oracle import Oracle
 from headrace.feed.synthetic import shard_events, steps_of

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from headrace.config.recipe import SasRecConfig, Section
+from headrace.config.base import Section
+from headrace.config.models import SasRecConfig
 from headrace.methods.base import Learned, Method
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model

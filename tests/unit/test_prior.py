@@ -10,14 +10,9 @@ from loop_kit import Stream, events, recipe
 from pydantic import ValidationError
 
 from headrace.bundles.bundle import bundle_of, load_bundle
-from headrace.config.recipe import (
-    EncodingsConfig,
-    PopularConfig,
-    PriorConfig,
-    Recipe,
-    SampledSoftmaxConfig,
-    SasRecConfig,
-)
+from headrace.config.answers import EncodingsConfig, PopularConfig
+from headrace.config.models import PriorConfig, SampledSoftmaxConfig, SasRecConfig
+from headrace.config.recipe import Recipe
 from headrace.experts.base import Shared, Sparse
 from headrace.inputs.contexts import contexts_of
 from headrace.models.offset import Offset

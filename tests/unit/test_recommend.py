@@ -5,7 +5,7 @@ from serving_kit import WATERMARK_MS, catalogue_of, counted
 
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import SasRecConfig
+from headrace.config.models import SasRecConfig
 from headrace.experts.base import Shared, Sparse
 from headrace.experts.popular import Popular
 from headrace.inputs.contexts import Contexts, contexts_of, offsets, pad

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.config.recipe import FrequencyConfig, RecencyConfig, ReplayBufferConfig, ReservoirConfig
+from headrace.config.methods import FrequencyConfig, RecencyConfig, ReplayBufferConfig, ReservoirConfig
 from headrace.errors import StoreError
 from headrace.inputs.contexts import Contexts, offsets
 from headrace.inputs.examples import Examples

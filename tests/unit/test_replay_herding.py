@@ -3,7 +3,7 @@
 import numpy as np
 from step_kit import make_examples
 
-from headrace.config.recipe import FrequencyConfig
+from headrace.config.methods import FrequencyConfig
 from headrace.replay.buffer import Buffer
 from headrace.replay.herding import MOST, herding_order
 from headrace.replay.packed import pack

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.config.recipe import FrequencyConfig, RecencyConfig, ReservoirConfig
+from headrace.config.methods import FrequencyConfig, RecencyConfig, ReservoirConfig
 from headrace.records import generator
 from headrace.replay.policy import Candidates, build_policy, draw
 

@@ -14,7 +14,7 @@ from headrace.commit.manifest import Envelope, Manifest
 from headrace.commit.pins import pin, pinned, unpin
 from headrace.commit.retention import Retention
 from headrace.commit.summary import summary_of
-from headrace.config.recipe import StoreConfig
+from headrace.config.run import StoreConfig
 from headrace.errors import ConfigError
 from headrace.store.fence import take_epoch
 from headrace.store.store import Store, part_name

@@ -7,7 +7,9 @@ import pytest
 import typer.main
 
 from headrace.cli import app
-from headrace.config.recipe import FeedConfig, Recipe, Section
+from headrace.config.base import Section
+from headrace.config.feed import FeedConfig
+from headrace.config.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / "runbook.md", ROOT / "docs" / "deploy" / "README.md"]

@@ -12,7 +12,7 @@ from voting_kit import ITEMS, versions
 
 from headrace.blend.weights import Weights, update
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import RecommendConfig
+from headrace.config.answers import RecommendConfig
 from headrace.inputs.contexts import contexts_of
 from headrace.recommend.recommender import Recommender
 from headrace.recommend.seen import Repeats, Seen

@@ -10,7 +10,7 @@ import torch
 from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import Loader, bundle_of, load_bundle
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.feed.ledger import LedgerReader
 from headrace.feed.rows import cut_rows
 from headrace.records import KEY_GROUPS

@@ -15,7 +15,7 @@ from headrace.catalogue.attributes import UNKNOWN, Listing
 from headrace.catalogue.eligible import NEVER
 from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
-from headrace.config.recipe import CatalogueConfig
+from headrace.config.feed import CatalogueConfig
 from headrace.errors import DataError
 from headrace.feed.items import ItemsFolder, ItemsLog, parse_items, read_items
 from headrace.feed.landing import Landing

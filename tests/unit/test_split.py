@@ -16,7 +16,7 @@ from headrace.blend.weights import Weights
 from headrace.bundles.bundle import Bundle, bundle_of, load_bundle
 from headrace.catalogue.eligible import Eligible
 from headrace.commit.chain import Chain
-from headrace.config.recipe import BlendConfig
+from headrace.config.answers import BlendConfig
 from headrace.inputs.contexts import Contexts, contexts_of
 from headrace.recommend.recommender import Recommender
 from headrace.recommend.seen import Seen

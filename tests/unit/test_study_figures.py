@@ -192,7 +192,7 @@ def test_experts_join_or_are_set_by_their_kind(recipe):
 def test_every_kind_that_recipes_know_is_a_name(recipe):
     from typing import get_args
 
-    from headrace.config.recipe import MethodConfig
+    from headrace.config.methods import MethodConfig
 
     for member in get_args(get_args(MethodConfig)[0]):
         kind = member.model_fields["kind"].default

@@ -9,7 +9,7 @@ import pytest
 from loop_kit import Stream, events, lawful, recipe
 
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import FeedConfig
+from headrace.config.feed import FeedConfig
 from headrace.feed.quarantine import ask_release, set_aside
 from headrace.records import Cut, CutRows, RowRange, Rows
 from headrace.train.group import Solo

@@ -7,7 +7,8 @@ import pytest
 import torch
 from step_kit import MODEL, NUM_ITEMS, fingerprint, make_examples, make_step, on_both, passes
 
-from headrace.config.recipe import RowAdagradConfig, SampledSoftmaxConfig
+from headrace.config.methods import RowAdagradConfig
+from headrace.config.models import SampledSoftmaxConfig
 from headrace.inputs.contexts import contexts_of
 from headrace.inputs.examples import Examples
 from headrace.models.build import load_model, model_parts

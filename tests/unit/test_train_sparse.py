@@ -9,7 +9,7 @@ from step_kit import NUM_ITEMS, PairRank, batch_of, fingerprint, make_examples, 
 from step_kit import make_step as make_any_step
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import ObjectiveConfig, SampledSoftmaxConfig, SasRecConfig, SoftmaxConfig
+from headrace.config.models import ObjectiveConfig, SampledSoftmaxConfig, SasRecConfig, SoftmaxConfig
 from headrace.methods.base import Method
 from headrace.models.build import load_model, model_parts
 from headrace.store.arrays import dump_arrays, load_arrays

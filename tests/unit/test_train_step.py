@@ -6,7 +6,8 @@ import torch
 from step_kit import MODEL, NUM_ITEMS, PairRank, batch_of, fingerprint, make_examples, make_step, on_both, passes
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import OnlineConfig, SasRecConfig, SoftmaxConfig
+from headrace.config.methods import OnlineConfig
+from headrace.config.models import SasRecConfig, SoftmaxConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples

@@ -11,7 +11,8 @@ import pytest
 
 from headrace.commit.summary import Summary
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe, TrackingConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import TrackingConfig
 from headrace.tracking.wandb_run import WandbRun, mode_of, row_of
 
 COUNTS = {"publish": 1, "hold": 0, "reject": 0}

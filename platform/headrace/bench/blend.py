@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from headrace.bench.output import print_table
 from headrace.blend.weights import Weights, update
+from headrace.config.answers import BlendConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import BlendConfig
 from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries
 from headrace.records import CutRows

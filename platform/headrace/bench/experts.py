@@ -17,8 +17,8 @@ from headrace.bench.output import print_table
 from headrace.blend.weights import Weights
 from headrace.catalogue.eligible import Eligible
 from headrace.clock import monotonic_s
+from headrace.config.answers import CovisitConfig, ExpertConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import CovisitConfig, ExpertConfig, OwnItemsConfig, PopularConfig, SimilarSessionsConfig
 from headrace.experts.base import Counted, Expert
 from headrace.experts.build import build_experts
 from headrace.inputs.contexts import Contexts, EventLog, build_contexts, contexts_of

@@ -19,7 +19,7 @@ import ray
 
 from headrace.bench.output import print_table
 from headrace.clock import monotonic_s
-from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.config.feed import ColumnsConfig, FeedConfig
 from headrace.feed.keeper import Keeper
 from headrace.feed.landing import Landing, shard_name
 from headrace.feed.ledger import LedgerWriter

@@ -23,8 +23,9 @@ from headrace.bench.output import print_table
 from headrace.bench.poisons import POISONS, Poison, TooFast, poison
 from headrace.clock import monotonic_s
 from headrace.commit.manifest import Manifest
+from headrace.config.feed import ReplayConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe, ReplayConfig
+from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
 from headrace.evaluation.sequential import CONTESTS
 from headrace.feed.landing import Landing, ShardSource, shard_name

@@ -17,8 +17,9 @@ import numpy as np
 
 from headrace.bench.landings import Fresh, freshness, percentiles
 from headrace.bench.output import print_table
+from headrace.config.feed import SyntheticConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe, SyntheticConfig
+from headrace.config.recipe import Recipe
 from headrace.feed.landing import Landed, Landing, shard_name
 from headrace.feed.synthetic import shard_events
 from headrace.serving.app import Serving

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.feed.schema import Column, Values
 from headrace.methods.base import Method
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from headrace.bench.output import print_table
 from headrace.clock import monotonic_s
-from headrace.config.recipe import ReplayBufferConfig, ReplayPolicyConfig
+from headrace.config.methods import ReplayBufferConfig, ReplayPolicyConfig
 from headrace.inputs.contexts import Contexts, offsets
 from headrace.inputs.examples import Examples
 from headrace.records import KEY_GROUPS, generator

@@ -27,7 +27,7 @@ from headrace.tracking.console import Observer
 from headrace.train import driver
 
 _EVERYTHING = (
-    'experts=[{kind="popular",half_life_s=20},{kind="covisit",half_life_s=60},'
+    'experts=[{kind="popular",half_life_s=20},{kind="covisit",half_life_s=20},'
     '{kind="similar_sessions",max_events=20000},{kind="own_items"}]',
     'methods=[{kind="online"},{kind="replay"}]',
     "replay.max_bytes=1048576",

@@ -23,7 +23,8 @@ from torch import nn
 from headrace.bench.output import print_table
 from headrace.catalogue.eligible import Eligible
 from headrace.config.load import load_recipe
-from headrace.config.recipe import Recipe, SampledSoftmaxConfig
+from headrace.config.models import SampledSoftmaxConfig
+from headrace.config.recipe import Recipe
 from headrace.errors import DataError
 from headrace.inputs.contexts import EventLog, build_contexts, pad
 from headrace.inputs.examples import Examples, plan_batches

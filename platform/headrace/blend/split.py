@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.blend.calibration import Calibration, recalibrate
 from headrace.blend.weights import Weights, per_query, update
-from headrace.config.recipe import BlendConfig
+from headrace.config.answers import BlendConfig
 
 _SHORTEST = np.array([1, 2, 3, 5, 10])  # of each bucket, in events
 _PRIOR_ASKED, _PRIOR_REPEATED = 20.0, 2.0  # targets that count as met before the first

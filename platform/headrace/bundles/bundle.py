@@ -21,7 +21,8 @@ from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
 from headrace.catalogue.slots import NONE
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import CatalogueConfig, ColumnsConfig, InputsConfig, ModelConfig
+from headrace.config.feed import CatalogueConfig, ColumnsConfig, InputsConfig
+from headrace.config.models import ModelConfig
 from headrace.errors import StoreError
 from headrace.experts.build import load_experts, read_configs
 from headrace.history.past import Past

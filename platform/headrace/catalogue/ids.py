@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headrace.catalogue.attributes import Listing
 from headrace.catalogue.eligible import NEVER, Eligible
 from headrace.catalogue.slots import NONE, Slots
-from headrace.config.recipe import CatalogueConfig
+from headrace.config.feed import CatalogueConfig
 from headrace.records import ItemRows
 
 _CHUNK = 65536  # ids in one part: they only grow at the end, so all parts but the last stay as they are

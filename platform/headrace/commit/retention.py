@@ -17,7 +17,7 @@ from headrace.commit.manifest import Manifest
 from headrace.commit.pins import pinned
 from headrace.commit.rollbacks import Request, requests
 from headrace.commit.summary import Summary, summary_of
-from headrace.config.recipe import StoreConfig
+from headrace.config.run import StoreConfig
 from headrace.store.store import Store, part_name
 
 

@@ -7,7 +7,7 @@ limit of their own, others hold an increment against what is usual for the strea
 from dataclasses import dataclass
 
 from headrace.commit.manifest import Verdict
-from headrace.config.recipe import GateConfig
+from headrace.config.answers import GateConfig
 from headrace.evaluation.coherence import Coherence
 from headrace.evaluation.usual import RowSigns, Usual
 

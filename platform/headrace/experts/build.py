@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from pydantic import TypeAdapter
 
-from headrace.config.recipe import (
+from headrace.config.answers import (
     CovisitConfig,
     EncodingsConfig,
     ExpertConfig,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import CovisitConfig
+from headrace.config.answers import CovisitConfig
 from headrace.experts.base import Arrays, Counted, Sparse
 from headrace.experts.ragged import Columns, Recent, cells, highest, recent_items, spread, steps_back, vote
 from headrace.inputs.contexts import Contexts, offsets

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import EncodingsConfig
+from headrace.config.answers import EncodingsConfig
 from headrace.experts.base import Arrays, Counted, Sparse
 from headrace.experts.ragged import Columns, highest, vote
 from headrace.inputs.contexts import Contexts, concatenate, offsets

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import SimilarSessionsConfig
+from headrace.config.answers import SimilarSessionsConfig
 from headrace.experts.base import Arrays, Counted, Sparse
 from headrace.experts.ragged import Cells, Columns, cells, recent_items, spread, stable_order, vote
 from headrace.inputs.contexts import Contexts, offsets

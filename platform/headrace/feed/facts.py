@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Dropped
 from headrace.feed.schema import Column, Values, check_schema, find_faults, normalise, required_columns

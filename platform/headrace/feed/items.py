@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.config.recipe import FeedConfig
+from headrace.config.feed import FeedConfig
 from headrace.errors import DataError
 from headrace.feed.facts import to_ids
 from headrace.feed.landing import Landing, number_of, open_file

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.commit.rollbacks import find
-from headrace.config.recipe import ColumnsConfig, FeedConfig
+from headrace.config.feed import ColumnsConfig, FeedConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Dropped, Quarantine, Release, Shard
 from headrace.feed.facts import ShardFacts, first_rows, scan_shard

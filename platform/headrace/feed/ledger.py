@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.commit.rollbacks import Request
-from headrace.config.recipe import WindowConfig
+from headrace.config.feed import WindowConfig
 from headrace.errors import StoreError
 from headrace.feed.entries import Entry, GoBack, Open, Quarantine, Release, Shard, Stop, decode, encode
 from headrace.feed.window import Reach

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import SyntheticConfig
+from headrace.config.feed import SyntheticConfig
 from headrace.feed.landing import SUFFIX, shard_name
 from headrace.feed.synthetic import Steps, steps_of
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.errors import DataError
 from headrace.feed.entries import Entry, Quarantine, Release, Shard, decode, encode
 from headrace.feed.facts import in_words

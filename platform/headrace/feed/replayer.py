@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ColumnsConfig, ReplayConfig
+from headrace.config.feed import ColumnsConfig, ReplayConfig
 from headrace.errors import DataError
 from headrace.feed.items import ItemsLog
 from headrace.feed.landing import Landed, Landing, open_file, shard_name

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.errors import DataError, StoreError
 from headrace.feed.entries import Shard
 from headrace.feed.facts import decode_items, first_unique, to_ids

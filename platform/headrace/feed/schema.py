@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ColumnsConfig
+from headrace.config.feed import ColumnsConfig
 from headrace.errors import DataError
 from headrace.records import KEY_GROUPS, Rows, hash64_array, kind_code
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.config.recipe import SyntheticConfig
+from headrace.config.feed import SyntheticConfig
 from headrace.feed.landing import SUFFIX, Landed, Landing, shard_name
 from headrace.records import generator, hash64_array
 

@@ -15,7 +15,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import EveryoneConfig, PitConfig, SampleConfig, WindowConfig
+from headrace.config.feed import EveryoneConfig, PitConfig, SampleConfig, WindowConfig
 from headrace.records import Cut, Window, hash64_array
 
 

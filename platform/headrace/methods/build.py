@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from headrace.config.recipe import (
+from headrace.config.methods import (
     DistillConfig,
     EwcConfig,
     MethodConfig,

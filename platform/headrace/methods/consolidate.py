@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.config.recipe import ProgressiveConfig
+from headrace.config.methods import ProgressiveConfig
 from headrace.inputs.contexts import Contexts, concatenate, pad
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned

@@ -11,7 +11,7 @@ that come again are learned by heart; these distilled beside their own targets 4
 
 from typing import ClassVar
 
-from headrace.config.recipe import DistillConfig
+from headrace.config.methods import DistillConfig
 from headrace.methods.base import Lesson, Method, Mix
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import EwcConfig
+from headrace.config.methods import EwcConfig
 from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned, Method
 from headrace.methods.fisher import Asked, fisher_sums

@@ -4,7 +4,7 @@ The warm-up counts steps since the optimizer was fresh, not since the increment 
 the model, so later increments start at the full rate (a fresh Adam at every increment costs up to ten points).
 """
 
-from headrace.config.recipe import OnlineConfig
+from headrace.config.methods import OnlineConfig
 from headrace.methods.base import Method
 
 

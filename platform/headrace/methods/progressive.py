@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ProgressiveConfig
+from headrace.config.methods import ProgressiveConfig
 from headrace.methods.base import Answered, Learned, Method
 from headrace.methods.consolidate import consolidate
 from headrace.methods.drift import Drift

@@ -1,6 +1,6 @@
 """Replay: every increment trains on examples of earlier ones beside its own (one-hot targets, as they were)."""
 
-from headrace.config.recipe import ReplayMethodConfig
+from headrace.config.methods import ReplayMethodConfig
 from headrace.methods.base import Method
 
 

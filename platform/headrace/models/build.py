@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import ModelConfig, NspConfig, SasRecConfig
+from headrace.config.models import ModelConfig, NspConfig, SasRecConfig
 from headrace.errors import StoreError
 from headrace.models.base import RecallModel
 from headrace.models.columns import encoder_of

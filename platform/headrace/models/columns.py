@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.config.recipe import SasRecConfig
+from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import ModelInputs
 from headrace.models.base import RecallModel
 from headrace.models.sasrec import SasRec, host

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.config.recipe import NspConfig
+from headrace.config.models import NspConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.sessions import ragged_begins
 from headrace.models.dropout import Dropout

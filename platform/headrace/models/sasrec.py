@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.config.recipe import SasRecConfig
+from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.dropout import Dropout
 

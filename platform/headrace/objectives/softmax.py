@@ -10,7 +10,7 @@ from typing import Any, Protocol, assert_never
 import torch
 from torch import Tensor
 
-from headrace.config.recipe import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
+from headrace.config.models import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
 from headrace.models.offset import Offset
 
 

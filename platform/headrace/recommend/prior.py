@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import PriorConfig
+from headrace.config.models import PriorConfig
 from headrace.experts.base import Expert, Shared, Sparse
 from headrace.inputs.contexts import Contexts
 from headrace.models.offset import Offset

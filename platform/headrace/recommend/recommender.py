@@ -25,7 +25,7 @@ from torch import Tensor
 from headrace.blend.split import OnRepeats, Split
 from headrace.blend.weights import NEURAL, UNIFORM, Weights, expert_names
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import PriorConfig
+from headrace.config.models import PriorConfig
 from headrace.experts.base import Expert
 from headrace.inputs.contexts import Contexts
 from headrace.models.base import RecallModel

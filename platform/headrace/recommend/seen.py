@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import RecommendConfig
+from headrace.config.answers import RecommendConfig
 from headrace.experts.ragged import spread
 from headrace.inputs.contexts import Contexts
 

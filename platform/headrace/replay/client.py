@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import ReplayBufferConfig
+from headrace.config.methods import ReplayBufferConfig
 from headrace.errors import StoreError
 from headrace.inputs.examples import Examples
 from headrace.replay.buffer import INDEX, Buffer

@@ -11,7 +11,7 @@ from typing import Protocol, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import FrequencyConfig, RecencyConfig, ReplayPolicyConfig, ReservoirConfig
+from headrace.config.methods import FrequencyConfig, RecencyConfig, ReplayPolicyConfig, ReservoirConfig
 from headrace.records import hash64, hash64_array
 
 

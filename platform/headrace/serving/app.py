@@ -15,7 +15,8 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from headrace.bundles.publish import read_pointer
-from headrace.config.recipe import Recipe, ServeConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import ServeConfig
 from headrace.errors import ConfigError, HeadraceError
 from headrace.host import check_labels, signals, start_ray, stop_ray
 from headrace.serving.check import Checker

@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 from headrace.bundles.publish import bundle_name
 from headrace.commit.summary import KEPT_FIGURES, Summary
 from headrace.config.load import dump_recipe
-from headrace.config.recipe import Recipe, TrackingConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import TrackingConfig
 from headrace.tracking.samples import label
 
 _log = logging.getLogger(__name__)

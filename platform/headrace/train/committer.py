@@ -16,7 +16,7 @@ from headrace.clock import Stopwatch, monotonic_s, wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Envelope, Manifest
 from headrace.commit.retention import Retention
-from headrace.config.recipe import StoreConfig
+from headrace.config.run import StoreConfig
 from headrace.errors import TrainingError
 from headrace.evaluation.gate import Decision
 from headrace.memory import TRIM_EVERY, trim

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.config.recipe import EarlyStopConfig
+from headrace.config.methods import EarlyStopConfig
 from headrace.evaluation.metrics import recall
 from headrace.inputs.contexts import Contexts, offsets
 from headrace.inputs.examples import Examples

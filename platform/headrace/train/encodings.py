@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import FrequencyConfig
+from headrace.config.methods import FrequencyConfig
 from headrace.experts.base import Encoding
 from headrace.inputs.contexts import Contexts
 from headrace.inputs.examples import Examples

@@ -11,7 +11,9 @@ import torch
 
 from headrace.clock import Stopwatch, monotonic_s
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import Recipe, StoreConfig, SyntheticConfig
+from headrace.config.feed import SyntheticConfig
+from headrace.config.recipe import Recipe
+from headrace.config.run import StoreConfig
 from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries, Scored
 from headrace.feed.items import ItemsFolder, ItemsLog, items_landing

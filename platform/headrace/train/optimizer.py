@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import AdamConfig, RowAdagradConfig, TrainConfig
+from headrace.config.methods import AdamConfig, RowAdagradConfig, TrainConfig
 from headrace.errors import TrainingError
 from headrace.models.build import Parts, join_chunks, row_chunks
 from headrace.train.row_adagrad import RowAdagrad

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.recipe import EarlyStopConfig
+from headrace.config.methods import EarlyStopConfig
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf

@@ -7,7 +7,7 @@ session asks once, at its start, for all of its items. Shape legend: N rows, S s
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import InputsConfig
+from headrace.config.feed import InputsConfig
 from headrace.evaluation.prequential import Queries
 from headrace.experts.base import Counted
 from headrace.inputs.contexts import Contexts, build_contexts, offsets, ranges, span_before

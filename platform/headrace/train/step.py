@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.config.recipe import TrainConfig
+from headrace.config.methods import TrainConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.examples import Examples

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config.recipe import FeedConfig
+from headrace.config.feed import FeedConfig
 from headrace.records import CutRows, RowRange, Rows
 from headrace.train.group import Group
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.config.recipe import SampledSoftmaxConfig
+from headrace.config.models import SampledSoftmaxConfig
 from headrace.models.build import Parts, row_chunks
 from headrace.objectives.negatives import Frequencies, Proposal
 from headrace.records import generator

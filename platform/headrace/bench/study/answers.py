@@ -20,7 +20,7 @@ from headrace.blend.split import OnRepeats, Split, split_of
 from headrace.blend.weights import NEURAL as NEURAL
 from headrace.blend.weights import Weights, per_query, update
 from headrace.catalogue.ids import Catalogue
-from headrace.config.recipe import BlendConfig
+from headrace.config.answers import BlendConfig
 from headrace.evaluation.metrics import METRICS, recall
 from headrace.evaluation.prequential import Queries
 from headrace.inputs.contexts import offsets, ranges

@@ -31,7 +31,8 @@ from headrace.bench.study.results import Cells, Row
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_asked
 from headrace.commit.manifest import Manifest
-from headrace.config.recipe import PassesConfig, Recipe, ReservoirConfig
+from headrace.config.methods import PassesConfig, ReservoirConfig
+from headrace.config.recipe import Recipe
 from headrace.evaluation.prequential import Queries, Scored, score
 from headrace.inputs.examples import Examples
 from headrace.recommend.recommender import BLEND, Recommender

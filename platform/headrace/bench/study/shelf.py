@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.clock import monotonic_s
-from headrace.config.recipe import Recipe, WindowConfig
+from headrace.config.feed import WindowConfig
+from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, StoreBusyError
 from headrace.feed.entries import Shard
 from headrace.feed.keeper import Keeper

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from headrace.config.answers import ExpertConfig
 from headrace.config.load import load_recipe
-from headrace.config.recipe import ExpertConfig, MethodConfig, Recipe
+from headrace.config.methods import MethodConfig
+from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
 
 FROZEN = "frozen"
