@@ -1,6 +1,7 @@
 """The only place where wall clocks are read. None may enter state: state counts event time or increments."""
 
 import time
+from collections.abc import Mapping
 
 
 def wall_ms() -> int:
@@ -11,6 +12,11 @@ def wall_ms() -> int:
 def monotonic_s() -> float:
     """Seconds on the host's monotonic clock; comparable between processes of one host, used for every latency."""
     return time.monotonic()
+
+
+def train_s(seconds: Mapping[str, float]) -> float:
+    """Of an increment's laps, what was training: its steps, and those in which columns were consolidated."""
+    return float(seconds.get("train", 0.0) + seconds.get("consolidate", 0.0))
 
 
 class Stopwatch:

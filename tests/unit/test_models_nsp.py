@@ -77,7 +77,7 @@ def test_who_sees_whom_by_hand():
     assert tokens.silence_ms_BC[0].tolist() == [-1, HOUR_MS - 1000, HOUR_MS]
     assert tokens.opens_ms_BC[0].tolist() == [0, HOUR_MS, 2 * HOUR_MS]
     assert tokens.question_P.tolist() == [2]
-    assert tokens.useful_share == 1.0
+    assert tokens.is_there_BT.all()
 
 
 def test_a_question_within_a_session_stands_apart():

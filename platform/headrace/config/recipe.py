@@ -70,6 +70,11 @@ class Recipe(Section):
             raise ValueError(
                 f"model.prior.experts are {list(prior.experts)}: each must be one of the recipe's counters, {counters}"
             )
+        if self.feed.window is not None:
+            raise ValueError(
+                "model.prior is what counters say before they have counted an event, and feed.window trains rows again "
+                "that they have: leave one of them out"
+            )
         if not isinstance(self.objective, SoftmaxConfig):
             raise ValueError(
                 'model.prior is learned with the whole softmax: set objective.kind = "softmax", or leave the prior out'
@@ -97,6 +102,15 @@ class Recipe(Section):
         if "progressive" in {method.kind for method in self.methods} and not isinstance(self.model, SasRecConfig):
             raise ValueError(
                 f'the method "progressive" freezes columns of model.kind = "sasrec"; received "{self.model.kind}"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fisher_of_one_kind(self) -> "Recipe":
+        if "ewc" in {method.kind for method in self.methods} and not isinstance(self.model, SasRecConfig):
+            raise ValueError(
+                'the method "ewc" takes the gradients of each example from model.kind = "sasrec"; received '
+                f'"{self.model.kind}"'
             )
         return self
 

@@ -79,10 +79,14 @@ def picked_before_N(
     cut_N: NDArray[np.int64],
     rejected: Sequence[int],
 ) -> NDArray[np.bool_]:
-    """Which rows, taken by the cuts ``cut_N``, an earlier increment has trained; those that were rejected did not."""
+    """Which of the rows that this window picks, taken by the cuts ``cut_N``, an earlier increment has trained.
+
+    Those that were rejected did not.
+    """
     before_N = np.zeros(len(cut_N), dtype=bool)
     for turn in range(window.first, window.turn):
-        if turn not in rejected:
+        is_other = window.kind == "pit" and turn and (window.turn - turn) % window.buckets  # another bucket's
+        if not is_other and turn not in rejected:
             before_N |= (cut_N <= turn) & picked_N(replace(window, turn=turn), user_N, session_N)
     return before_N
 

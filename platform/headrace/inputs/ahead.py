@@ -14,8 +14,8 @@ from headrace.inputs.sessions import ragged_begins
 def ahead(examples: Examples, num_sessions: int, weight: float, gap_s: int) -> Examples:
     """Each target is also asked for where the ``num_sessions - 1`` sessions before its own began.
 
-    Each further back weighs ``weight`` times the one after it; a silence of more than ``gap_s`` ends a session. Where
-    nothing had happened before, nothing is asked.
+    A question within a session has its own session's start before it. Each further back weighs ``weight`` times the one
+    after it; a silence of more than ``gap_s`` ends a session. Where nothing had happened before, nothing is asked.
     """
     contexts = examples.contexts
     begins_N = ragged_begins(contexts.ts_T, contexts.offset_R, gap_s)

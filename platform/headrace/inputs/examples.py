@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.inputs.contexts import Contexts, has_row, offsets, ranges
+from headrace.inputs.contexts import Contexts, has_row
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,23 @@ class Examples:
             self.row_T[flat_T],
         )
 
+    def targets(self, index_B: NDArray[np.integer]) -> "Examples":
+        """These targets alone, ascending, and the sequences that have some of them."""
+        kept_S, sequence_B = np.unique(self.sequence_T[index_B], return_inverse=True)
+        return Examples(
+            self.contexts.take(kept_S),
+            sequence_B,
+            self.position_T[index_B],
+            self.target_T[index_B],
+            self.weight_T[index_B],
+            self.ts_T[index_B],
+            self.shard_T[index_B],
+            self.row_T[index_B],
+        )
+
     def contexts_of(self, index_B: NDArray[np.integer]) -> Contexts:
         """A context for each of these targets, which ends with the event that predicts it; none may be beyond it."""
-        taken = self.contexts.take(self.sequence_T[index_B])
-        length_B = taken.length_Q - self.position_T[index_B]
-        flat_T = ranges(taken.offset_R[:-1], length_B)
-        return Contexts(
-            taken.item_T[flat_T],
-            taken.ts_T[flat_T],
-            taken.kind_T[flat_T],
-            offsets(length_B),
-            taken.as_of_Q,
-            taken.session_Q,
-        )
+        return self.contexts.before(self.sequence_T[index_B], self.position_T[index_B])
 
     def known(self, slot_I: NDArray[np.int64]) -> "Examples":
         """The same without context items that have no row; sequences whose context is then empty are left out."""

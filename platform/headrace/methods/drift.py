@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 _FADE = 0.95
 """What an earlier cut weighs, for each later one."""
-_LEAST = 5.0
-"""Cuts' worth of past before anything is said."""
+_LEAST_CUTS = 5
+"""Of past before anything is said."""
 
 
 class Drift:
@@ -23,7 +23,7 @@ class Drift:
     def deviations(self, recall: float, num_queries: int) -> float:
         """By how many deviations this cut lies below its past; 0 where there is too little of that."""
         count, mean, squares = self.state.tolist()
-        if count < _LEAST * _FADE**_LEAST:
+        if count < _LEAST_CUTS * _FADE**_LEAST_CUTS:  # which so many cuts, faded, exceed and fewer do not
             return 0.0
         floor = max(mean * (1.0 - mean), 1e-6) / max(num_queries, 1)
         return float((mean - recall) / np.sqrt(max(squares / count, floor)))

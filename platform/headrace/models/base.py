@@ -29,6 +29,13 @@ class Encoder(Protocol):
         """A number for each context, (Q,): what has the same, or nearly, shares a batch with little padding."""
         ...
 
+    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+        """A number for each context, (Q,): of one width and number, any contexts are answered in arrays of one shape.
+
+        Without dropout, that is: a request gets the same bits whatever company it is in.
+        """
+        ...
+
 
 class RecallModel(nn.Module):
     """An encoder and its item table: one state dict, one device."""
@@ -43,6 +50,10 @@ class RecallModel(nn.Module):
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""
         return cast(Encoder, self.encoder).shapes(contexts)
+
+    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+        """See ``Encoder``."""
+        return cast(Encoder, self.encoder).kin(contexts)
 
     def query_side(self, query_PD: Tensor) -> Tensor:
         """Query vectors as they enter the product that gives logits."""

@@ -20,11 +20,11 @@ from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.sessions import ragged_begins
 from headrace.models.dropout import Dropout
 from headrace.models.mixture import FeedForward, Mixture
-from headrace.models.session_tokens import Ints, lay_out
+from headrace.models.session_tokens import Ints, lay_out, rounded_up
 
 _GAIN = 3**-0.5
-_KINDS = 16
-"""Kinds of events that are told apart."""
+_KINDS = 256
+"""Kinds of events are told apart by their code's remainder: two of three alike is one chance in a hundred."""
 _SILENCES = 24
 """Steps of silence, each twice as long as the one before, from a second on; 0: nothing before."""
 _LONGEST = 1000.0
@@ -69,9 +69,15 @@ class NextSession(nn.Module):
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
         """By length, then by the number of sessions, each of which has a token, too."""
+        return contexts.length_Q * (self.max_events + 1) + self._num_sessions(contexts)
+
+    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+        """By the number of sessions and one question, rounded up to a power of two."""
+        return np.array([rounded_up(1 + number) for number in self._num_sessions(contexts).tolist()], dtype=np.int64)
+
+    def _num_sessions(self, contexts: Contexts) -> NDArray[np.int64]:
         begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
-        num_before_R = np.append(0, np.cumsum(begins_T))[contexts.offset_R]
-        return contexts.length_Q * (self.max_events + 1) + np.diff(num_before_R)
+        return np.diff(np.append(0, np.cumsum(begins_T))[contexts.offset_R]).astype(np.int64)
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
@@ -87,6 +93,7 @@ class NextSession(nn.Module):
             config.session_gap_s,
             "token" if config.rotary == "token" else "session",
             "earlier_sessions" if config.session_mask else "earlier_items",
+            is_rounded=not self.training,
         )
         x_BTD = self.dropout(
             self.enter(self._items(inputs, item_BLD), self._contexts(tokens.opens_ms_BC, tokens.silence_ms_BC))

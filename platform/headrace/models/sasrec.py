@@ -54,6 +54,10 @@ class SasRec(nn.Module):
         """The length of each."""
         return contexts.length_Q
 
+    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+        """All alike."""
+        return np.zeros(len(contexts), dtype=np.int64)
+
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
         return self.run(inputs, item_BLD, row_P, back_P, _as_it_is)

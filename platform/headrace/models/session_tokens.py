@@ -36,11 +36,6 @@ class SessionTokens:
     question_P: Ints
     """The context token of each question, among the row's C."""
 
-    @property
-    def useful_share(self) -> float:
-        """Of the tokens that are computed, those that are there."""
-        return float(self.is_there_BT.mean())
-
 
 def lay_out(
     inputs: ModelInputs,
@@ -49,11 +44,12 @@ def lay_out(
     gap_s: int,
     places: Literal["session", "token"] = "session",
     items_see: Literal["earlier_sessions", "earlier_items"] = "earlier_sessions",
+    is_rounded: bool = False,
 ) -> SessionTokens:
     """Tokens of a batch and its questions, ``back_P`` events before the newest one of row ``row_P``.
 
     A silence of more than ``gap_s`` seconds ends a session. ``places`` and ``items_see`` name what an ablation changes:
-    a place for each token, and a plain causal mask.
+    a place for each token, and a plain causal mask. ``is_rounded``: C is a power of two.
     """
     is_event_BL = inputs.slot_BL >= 0
     num_rows, length = is_event_BL.shape
@@ -71,6 +67,7 @@ def lay_out(
     place_N = np.arange(len(key_N)) - np.searchsorted(row_N, row_N)
     question_P = place_N[np.searchsorted(key_N, asked_P)]
     width = int(place_N.max(initial=-1)) + 1
+    width = rounded_up(width) if is_rounded else width
     column_BC = np.full((num_rows, width), -1, dtype=np.int64)
     apart_BC = np.zeros((num_rows, width), dtype=np.bool_)
     column_BC[row_N, place_N], apart_BC[row_N, place_N] = column_N, apart_N
@@ -86,6 +83,11 @@ def lay_out(
         silence_ms_BC,
         question_P,
     )
+
+
+def rounded_up(number: int) -> int:
+    """To a power of two; at least one."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def session_begins(ts_BL: Ints, is_event_BL: Bools, gap_s: int) -> Bools:

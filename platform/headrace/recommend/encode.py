@@ -1,7 +1,7 @@
 """Contexts to query vectors, in shapes that depend on a query alone.
 
 A product over another shape differs in its last bits. So that a request gets the same bits whatever it shares a batch
-with, every context is padded to a width that its own length decides, and encoded among ``ROWS`` rows, never more nor
+with, every context is padded to a shape that it decides by itself, and encoded among ``ROWS`` rows, never more nor
 fewer; the missing ones are empty. Shape legend: Q queries, R = Q + 1 offsets, B = ROWS, L width, D width of vectors.
 """
 
@@ -54,8 +54,10 @@ def encode(model: RecallModel, contexts: Contexts, slot_I: NDArray[np.int64], ma
     vector_QD = model.table.weight.new_zeros(len(contexts), model.table.width)
     length_Q = contexts.length_Q
     width_Q = np.minimum(1 << np.ceil(np.log2(np.maximum(length_Q, 1))).astype(np.int64), max_events)
-    for width in np.unique(width_Q[length_Q > 0]).tolist():
-        index_N = np.flatnonzero((width_Q == width) & (length_Q > 0))
+    kin_Q = model.kin(contexts)
+    pairs_X = np.unique(np.stack([width_Q, kin_Q], axis=1)[length_Q > 0], axis=0)
+    for width, kin in pairs_X.tolist():
+        index_N = np.flatnonzero((width_Q == width) & (kin_Q == kin) & (length_Q > 0))
         for start in range(0, len(index_N), ROWS):
             index_B = index_N[start : start + ROWS]
             encoded_BD = _block(model, contexts.take(index_B), slot_I, width)

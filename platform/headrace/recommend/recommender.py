@@ -15,7 +15,7 @@ K answers or experts.
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -258,6 +258,9 @@ class Recommender:
         other._voters = Voters(other.experts, other.eligible, self._exponents)
         other._slot_E, other._absent_E, other._frozen_ED = row_E.clamp(min=0), row_E < 0, None
         other._beside = live
+        if self._split is not None and live._split is not None:  # how often targets come again is the stream's to say
+            asked_B, repeated_B = live._split.asked_B, live._split.repeated_B
+            other._split = replace(self._split, asked_B=asked_B, repeated_B=repeated_B)
         return other
 
     def _in_order(self, weights: Weights) -> NDArray[np.float64]:

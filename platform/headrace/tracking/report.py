@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.clock import train_s
 from headrace.commit.summary import KEPT_FIGURES, Summary
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Increments:
         self._decided.append(self._decisions.setdefault(decision, decision))
         if commit.cut != 0:
             self._later_events += commit.events
-            self._later_train_s += float(commit.seconds.get("train", 0.0))
+            self._later_train_s += train_s(commit.seconds)
         self._first, self.newest = self._first or commit, commit
         self.events += commit.events
         self.verdicts[commit.verdict] += 1

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from headrace.bundles.publish import bundle_name
+from headrace.clock import train_s
 from headrace.commit.summary import KEPT_FIGURES, Summary
 from headrace.config.load import dump_recipe
 from headrace.config.recipe import Recipe
@@ -157,7 +158,7 @@ def row_of(
         "events": commit.events,
         "queries": commit.queries,
         "freshness_s": freshness_s,
-        "train_s": commit.seconds.get("train"),
+        "train_s": train_s(commit.seconds),
         "increment_s": commit.increment_s,
         "state_digest": commit.state_digest,
         "version": commit.version,

@@ -43,20 +43,21 @@ class Due:
     """Rows of earlier cuts that are trained, those included."""
 
     def first_time(self, made: Examples) -> Examples:
-        """The examples with a target that is trained for the first time: what replay has not kept yet."""
+        """The targets that are trained for the first time, with their contexts: what replay has not kept yet."""
         if self.first_N.all():
             return made
         rows = self.intake.rows
         reach = 1 + int(rows.row_N.max(initial=0))
         name_F = (rows.shard_N * reach + rows.row_N)[self.first_N]
         is_first_T = np.isin(made.shard_T * reach + made.row_T, name_F)
-        return made.take(np.unique(made.sequence_T[is_first_T]))
+        return made.targets(np.flatnonzero(is_first_T))
 
-    def facts(self, window: Window | None) -> dict[str, Any] | None:
+    def facts(self, window: Window | None, is_trained: bool) -> dict[str, Any] | None:
         """Plain JSON for the commit; None where the cut has no window."""
         if window is None:
             return None
-        return {"first_cut": window.first, "again": self.num_again, "at_last": sum(self.at_last.values())}
+        again, at_last = (self.num_again, sum(self.at_last.values())) if is_trained else (0, 0)
+        return {"first_cut": window.first, "again": again, "at_last": at_last}
 
 
 def due(part: CutRows, own: Intake, state: LearnerState, group: Group) -> Due:

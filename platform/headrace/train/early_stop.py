@@ -35,7 +35,10 @@ _recall = recall(20)
 
 
 def hold_out(examples: Examples, config: EarlyStopConfig, seed: int) -> tuple[Examples, Examples]:
-    """The examples to train on, and those that validate; a session that goes on in later increments keeps its side."""
+    """The examples to train on, and those that validate, the same in every later increment.
+
+    By session it is that of an example's last question: where contexts are a user's, all of it goes with that.
+    """
     match config.split:
         case "session":
             draw_S = hash64_array(examples.contexts.session_Q, seed, "validation")
@@ -90,7 +93,10 @@ def validation(
 
     ``column_T`` are their targets among the items scored, whose rows are ``slot_E``.
     """
-    asked_T = np.flatnonzero(held.position_T < held.contexts.length_Q[held.sequence_T])
+    # a row that is a target of earlier sessions' questions, too, stands first where it will be asked
+    row_T = np.stack([held.sequence_T, held.shard_T, held.row_T], axis=1)
+    own_T = np.sort(np.unique(row_T, axis=0, return_index=True)[1])
+    asked_T = own_T[held.position_T[own_T] < held.contexts.length_Q[held.sequence_T[own_T]]]
     place_TP = np.stack([held.sequence_T[asked_T], held.position_T[asked_T]], axis=1)
     is_first_T = np.ones(len(asked_T), dtype=np.bool_)
     is_first_T[1:] = (place_TP[1:] != place_TP[:-1]).any(axis=1)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headrace.clock import monotonic_s, wall_ms
+from headrace.clock import monotonic_s, train_s, wall_ms
 from headrace.commit.chain import Chain
 from headrace.commit.summary import Summary, summary_of
 from headrace.config.recipe import Recipe
@@ -220,7 +220,7 @@ class Follower:
             reason=commit.reason,
             failed_requests=failed_requests,
             backlog_shards=self._backlog(),
-            train_s=commit.seconds["train"],
+            train_s=train_s(commit.seconds),
             increment_s=commit.increment_s,
             faults=commit.faults,
         )

@@ -73,8 +73,7 @@ def train_increment(
     wanted = due(cut_rows, intake, state, group)
     trained = UNTRAINED if rejected else learn(wanted, taken, state, group, cut.number, warmup, watch, checkpoint)
     watch.lap("train")
-    if state.probes is None:
-        state.probes = _probes(asked, state, group)
+    state.probes = state.probes or _probes(asked, state, group)
     made = Candidate(state.recommender(), rejected) if rejected else try_out(state, taken, trained, reviewed, usual)
     decision, fates = reviewed.explain(made.decision), dict(taken.fates)
     if decision.verdict == "reject":
@@ -92,7 +91,7 @@ def train_increment(
         "clamped": taken.num_clamped,
         "metrics": _metrics(scored),
         "training": trained.facts(),
-        "window": wanted.facts(cut.window),
+        "window": wanted.facts(cut.window, is_trained=decision.verdict != "reject"),
         "signs": row_signs.facts(),
         "review": reviewed.facts(decision.verdict),
         "vitals": {**vitals, "churn@20": made.churn},

@@ -21,6 +21,7 @@ from headrace.blend.weights import NEURAL as NEURAL
 from headrace.blend.weights import Weights, per_query, update
 from headrace.catalogue.ids import Catalogue
 from headrace.config.answers import BlendConfig
+from headrace.errors import ConfigError
 from headrace.evaluation.metrics import METRICS, recall
 from headrace.evaluation.prequential import Queries
 from headrace.inputs.contexts import offsets, ranges
@@ -73,12 +74,14 @@ class Answers:
         means = {metric: float(of(rank_T, self.offset_R).mean()) for metric, of in METRICS.items()}
         is_new_Q = _any(self.new_T, self.offset_R)
         hit_Q = recall(20)(rank_T, self.offset_R)
+        parts = dict(zip(PARTS, (self.repeat_T, ~self.repeat_T), strict=True))
         split = {
             f"{part}_recall@{cutoff}": _mean_recall(rank_T, self.offset_R, is_meant_T, cutoff)
-            for part, is_meant_T in zip(PARTS, (self.repeat_T, ~self.repeat_T), strict=True)
+            for part, is_meant_T in parts.items()
             for cutoff in CUTOFFS
         }
-        return {**means, NEW: float(hit_Q[is_new_Q].mean()) if is_new_Q.any() else None, **split}
+        asked = {f"{part}_queries": int(_any(is_meant_T, self.offset_R).sum()) for part, is_meant_T in parts.items()}
+        return {**means, NEW: float(hit_Q[is_new_Q].mean()) if is_new_Q.any() else None, **split, **asked}
 
     def take(self, index_B: NDArray[np.integer]) -> "Answers":
         """These queries, in this order."""
@@ -112,6 +115,8 @@ class Answers:
         with np.load(path) as kept:
             arrays: dict[str, NDArray[Any]] = dict(kept)
         ranks = {name.removeprefix("rank/"): array for name, array in arrays.items() if name.startswith("rank/")}
+        if lacking := set(_PLAIN) - set(arrays):
+            raise ConfigError(f"{path} was kept by an older version, without {', '.join(lacking)}: run it anew")
         plain = {name: arrays[name] for name in _PLAIN}
         return cls(**plain, ranks={name: rank_T.astype(np.int64) for name, rank_T in ranks.items()})
 

@@ -33,6 +33,7 @@ from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_as
 from headrace.commit.manifest import Manifest
 from headrace.config.methods import PassesConfig, ReservoirConfig
 from headrace.config.recipe import Recipe
+from headrace.errors import ConfigError
 from headrace.evaluation.prequential import Queries, Scored, score
 from headrace.inputs.examples import Examples
 from headrace.recommend.recommender import BLEND, Recommender
@@ -67,6 +68,8 @@ class Cycles:
         self._variant, self._shelf, self._cells = variant, shelf, cells
         self._device, self._sample, self._tell = device, sample, tell
         self._recipe = as_asked(variant)
+        if self._recipe.feed.window is not None:
+            raise ConfigError(f"method {variant.name!r}: the protocol trains whole periods; bench stream has windows")
         self._samples: dict[int, Queries] = {}
 
     def run(self, cycles: Collection[int]) -> None:

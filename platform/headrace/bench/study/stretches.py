@@ -31,7 +31,7 @@ from headrace.train.state import LearnerState
 
 DAY_S = 86400
 _VERSIONS = ("live", "learner", "frozen")
-_SPENT = ("feed", "replay", "train")
+_SPENT = ("feed", "replay", "train", "consolidate")
 """What following costs apart from being asked: rows are read, and trained."""
 
 

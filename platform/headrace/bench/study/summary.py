@@ -97,6 +97,13 @@ class Summary:
         weights = [queries[cycle] if self.kind.by_query else 1 for cycle in span.cycles]
         return float(np.average(np.array(found, dtype=np.float64), weights=weights))
 
+    def part_mean(self, method: str, voter: str, part: str, cutoff: int) -> float | None:
+        """Recall of the targets of one part, over all queries that have some; None where there are none."""
+        rows = [_figures(row, voter) for row in self.rows[method]]
+        found = [(row[f"{part}_recall@{cutoff}"], row[f"{part}_queries"]) for row in rows if row[f"{part}_queries"]]
+        values, weights = zip(*found, strict=True) if found else ((), ())
+        return float(np.average(values, weights=weights)) if found else None
+
     def seconds(self, method: str, cycle: int) -> float | None:
         """Of training up to this cycle's test, mean over seeds; None where a cycle before it was not run."""
         total = 0.0

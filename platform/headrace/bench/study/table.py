@@ -94,15 +94,14 @@ def _best(summary: Summary) -> Iterator[str]:
 
 def _repeats(summary: Summary) -> Iterator[str]:
     """Each voter of each method, and the counters of the first."""
-    whole, metrics = summary.spans[-1], [f"{part}_recall@{cutoff}" for part in PARTS for cutoff in CUTOFFS]
     asked = [(method, voter) for method in summary.methods for voter in summary.kind.voters]
     asked += [(method, counter) for method in summary.methods[:1] for counter in summary.counters(method)]
     rows = []
     for method, voter in asked:
-        values = [summary.mean(method, whole, voter, metric) for metric in metrics]
+        values = [summary.part_mean(method, voter, part, cutoff) for part in PARTS for cutoff in CUTOFFS]
         rows.append([method, voter, *(NOT_RUN if value is None else f"{100 * value:.2f}" for value in values)])
     header = [f"{part} R@{cutoff}" for part in PARTS for cutoff in CUTOFFS]
-    yield f"In %, means over the queries that have such targets, {summary.kind.unit}s {whole}.\n"
+    yield f"In %, means over all queries that have such targets, all {summary.kind.unit}s and seeds.\n"
     yield from _table(["method", "expert", *header], rows)
 
 
