@@ -176,3 +176,16 @@ def test_every_key_of_a_recipe_is_on_the_page():
         assert f"[{section}]" in page or f"`{section}`" in page
         for key in fields if isinstance(fields, dict) else ():
             assert f"`{key}`" in page or f".{key}]" in page or key == "kind"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ('methods=[{kind="progressive"}]', 'freezes columns of model.kind = "sasrec"'),
+        ('methods=[{kind="ewc"}]', "gradients of each example"),
+        ('model.prior={experts=["popular"]}', "feed.window trains rows again"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_words(word, said):
+    with pytest.raises(ConfigError, match=said):
+        load_recipe((), ['model.kind="nsp"', 'feed.window={kind="pit"}', word])

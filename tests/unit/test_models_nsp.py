@@ -15,6 +15,8 @@ from headrace.models.base import RecallModel
 from headrace.models.build import build_model, load_model, model_parts
 from headrace.models.mixture import Mixture
 from headrace.models.session_tokens import lay_out
+from headrace.recommend.encode import encode
+from headrace.train.early_stop import validation
 
 GAP_S = 60
 HOUR_MS = 3_600_000
@@ -165,10 +167,10 @@ def test_heads_must_halve_into_the_width():
         make(width=10, heads=2)
 
 
-def test_sessions_ahead_by_hand():
+def three_users() -> Examples:
     asked = contexts([[1, 2], [3], [4]], [[5]], [[6, 7]])
     target_T = np.array([10, 11, 12, 13])
-    made = Examples(
+    return Examples(
         asked,
         np.array([0, 0, 1, 2]),
         np.array([0, 1, 0, 0]),  # after all of it, and at the start of its last session
@@ -176,6 +178,18 @@ def test_sessions_ahead_by_hand():
         np.ones(4, dtype=np.float32),
         *(np.arange(4) for _ in range(3)),
     )
+
+
+def test_company_does_not_change_a_bit_of_an_answer():
+    model = make()
+    asked = contexts(*ROWS, [[1, 2, 3, 4, 5, 6]], [[1], [2], [3], [4], [5], [6]], [[6, 5], [4, 3], [2, 1]])
+    together = encode(model, asked, np.arange(32), 10)
+    for row in range(len(asked)):
+        assert torch.equal(together[row], encode(model, asked.take(np.array([row])), np.arange(32), 10)[0])
+
+
+def test_sessions_ahead_by_hand():
+    made, target_T = three_users(), np.array([10, 11, 12, 13])
     assert ahead(made, 1, 0.5, GAP_S).target_T.tolist() == target_T.tolist()
     further = ahead(made, 3, 0.5, GAP_S)
     told = sorted(zip(further.target_T.tolist(), further.position_T.tolist(), further.weight_T.tolist(), strict=True))
@@ -192,3 +206,20 @@ def test_the_page_draws_the_mask_that_the_model_uses():
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
     seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_BTT[0], strict=True)}
     assert drawn == seen
+
+
+def test_validation_asks_for_each_session_once_and_when_it_would_be_asked():
+    further = ahead(three_users(), 3, 0.5, GAP_S)
+    made = validation(further, further.target_T - 10, np.arange(32), torch.arange(4), None)
+    assert made.contexts.length_Q.tolist() == [4, 3, 1, 2]
+    assert made.contexts.as_of_Q.tolist() == [3 * HOUR_MS, 2 * HOUR_MS, HOUR_MS, HOUR_MS]
+    assert made.column_T.tolist() == [0, 1, 2, 3]
+    assert np.diff(made.offset_R).tolist() == [1, 1, 1, 1]
+
+
+def test_some_targets_of_examples_keep_their_questions():
+    made = three_users().targets(np.array([1, 3]))
+    assert made.target_T.tolist() == [11, 13]
+    assert made.sequence_T.tolist() == [0, 1]
+    assert made.position_T.tolist() == [1, 0]
+    assert made.contexts.length_Q.tolist() == [4, 2]
