@@ -250,3 +250,10 @@ def test_what_is_served_is_what_was_evaluated(tmp_path: Path) -> None:
     assert served._split == learner._split is not None
     mixed_once = learner.remixed(kept[0].weights, kept[0].calibration.exponents)
     assert (mixed_once.top(contexts, 20).score_QK != learner.top(contexts, 20).score_QK).any()
+
+
+def test_beside_live_a_version_keeps_its_weights_and_takes_the_counts_of_today():
+    (_, before), (_, live) = halves(1, 0.1), halves(1, 0.5)
+    contexts = asked(CONTEXTS)
+    np.testing.assert_array_equal(scores(before.beside(live), contexts), scores(live, contexts))
+    assert not np.allclose(scores(before, contexts), scores(live, contexts))
