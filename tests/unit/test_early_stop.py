@@ -67,7 +67,8 @@ def test_recall_is_that_of_the_definition():
         np.array([0, 0, 0, 1, 2]),
         np.array([1, 0, 0, 0, 0]),
         np.array([3, 4, 30, 6, 39]),
-        *(np.ones(5, dtype=dtype) for dtype in (np.float32, np.int64, np.int64, np.int64)),
+        *(np.ones(5, dtype=dtype) for dtype in (np.float32, np.int64, np.int64)),
+        np.arange(5),
     )
     slots = torch.arange(38)
     column_T = np.where(one_pass.target_T < 38, one_pass.target_T, -1)

@@ -37,10 +37,12 @@ def run(*, ours: str, theirs: str, folder: Path, cycles: str | None = None) -> d
         f"{ours} above {theirs}, points, 95 %: {summary.kind.unit}s {numbers}, {one.seeds} seeds, {one.queries} queries"
     )
     rows = [[voters[voter], metric, interval.words()] for (voter, metric), interval in found.items()]
-    cpu_s = [summary.cpu_s(name, one.cycles) for name in (ours, theirs)]
-    rows += [["what was read and trained", "CPU s", f"{cpu_s[0]:.1f} against {cpu_s[1]:.1f}"]] * (None not in cpu_s)
+    cpu_s = {name: summary.cpu_s(name, one.cycles) for name in (ours, theirs)}
+    told = [f"{value:.1f}" for value in cpu_s.values() if value is not None]
+    if len(told) == len(cpu_s):
+        rows.append(["what was read and trained", "CPU s", " against ".join(told)])
     print_table(title, ("of", "metric", "above"), rows)
     result: dict[str, Any] = {voter: {} for voter in voters}
     for (voter, metric), interval in found.items():
         result[voter][metric] = interval.as_json()
-    return {**result, "cpu_s": dict(zip((ours, theirs), cpu_s, strict=True))}
+    return {**result, "cpu_s": cpu_s}
