@@ -1,10 +1,10 @@
 """``headrace bench soak``: what grows while a stream goes on and on.
 
 A small shop's stream, with every kind of counter and replay, for as long as asked. All that has a bound (history, the
-replay buffer, the counters) has a small one here, full within the first minutes, so that what grows after those is
-what has none. Every few seconds all processes of the run are counted and weighed, and the files of its folder. What was
-grown by the end is told against the moment at which the start was over: memory by kind of process, processes, actors,
-files.
+replay buffer, the counters, the items that hold a row) has a small one here, full within the first minutes, so that
+what grows after those is what has none. Every few seconds all processes of the run are counted and weighed, and the
+files of its folder. What was grown by the end is told against the moment at which the start was over: memory by kind of
+process, processes, actors, files.
 """
 
 import os
@@ -32,6 +32,8 @@ _EVERYTHING = (
     'methods=[{kind="online"},{kind="replay"}]',
     "replay.max_bytes=1048576",
     "history.max_bytes=1048576",
+    "catalogue.alive_s=60",
+    "catalogue.forget_s=120",
     "evaluation.frozen_every=10",
 )
 _EVERY_S = 5.0
