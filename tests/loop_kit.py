@@ -231,3 +231,13 @@ def poisoned_stream(folder: Path, *overrides: str, shards: int = 10) -> Stream:
         num_items = NUM_ITEMS if cut < POISONED else NUM_ITEMS + 10
         stream.land(walks(1000 if cut == 0 else 250, cut, cut == POISONED, num_items))
     return stream
+
+
+def changing_stream(folder: Path, *overrides: str, shards: int) -> Stream:
+    """Half of the items change from shard to shard, and items that are not met for an hour lose their rows."""
+    stream = Stream(folder, recipe("catalogue.forget_s=3600", "model.dropout=0.0", *overrides))
+    for index in range(shards):
+        table = events(300 if index == 0 else 120, seed=index, start_ms=index * 3_600_000)
+        item = table.column("item_id").to_numpy() + 25 * index
+        stream.land(table.set_column(0, "item_id", [item]))
+    return stream

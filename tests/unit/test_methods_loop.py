@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loop_kit import Stream, events, lawful, poisoned_stream, recipe
+from loop_kit import Stream, changing_stream, lawful, poisoned_stream
 
 from headrace.commit.chain import Chain
 from headrace.train.state import LearnerState
@@ -13,14 +13,7 @@ LIGHT = METHODS.replace("0.5", "0.2").replace('"distill"', '"distill",weight=0.0
 
 
 def stream_of(folder: Path, *overrides: str) -> Stream:
-    """Half of the items change from shard to shard, and items that are not met for an hour lose their rows."""
-    words = (METHODS, "catalogue.forget_s=3600", "model.dropout=0.0", *overrides)
-    stream = Stream(folder, recipe(*words))
-    for index in range(4):
-        table = events(300 if index == 0 else 120, seed=index, start_ms=index * 3_600_000)
-        item = table.column("item_id").to_numpy() + 25 * index
-        stream.land(table.set_column(0, "item_id", [item]))
-    return stream
+    return changing_stream(folder, METHODS, *overrides, shards=4)
 
 
 def test_two_ranks_stopped_halfway_end_with_the_same_state(tmp_path: Path) -> None:

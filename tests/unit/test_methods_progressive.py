@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loop_kit import Stream, events, lawful, poisoned_stream, recipe
+from loop_kit import Stream, changing_stream, lawful, poisoned_stream
 from pydantic import ValidationError
 from step_kit import make_examples, make_step, passes
 from torch import Tensor
@@ -240,13 +240,7 @@ METHODS = f'methods=[{{kind="online"}},{{kind="replay",ratio=0.5}},{PROGRESSIVE}
 
 
 def stream_of(folder: Path, *overrides: str) -> Stream:
-    """Half of the items change from shard to shard, and items that are not met for an hour lose their rows."""
-    stream = Stream(folder, recipe(METHODS, "catalogue.forget_s=3600", "model.dropout=0.0", *overrides))
-    for index in range(5):
-        table = events(300 if index == 0 else 120, seed=index, start_ms=index * 3_600_000)
-        item = table.column("item_id").to_numpy() + 25 * index
-        stream.land(table.set_column(0, "item_id", [item]))
-    return stream
+    return changing_stream(folder, METHODS, *overrides, shards=5)
 
 
 def test_two_ranks_stopped_halfway_end_with_the_same_state(tmp_path: Path) -> None:

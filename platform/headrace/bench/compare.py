@@ -1,7 +1,7 @@
 """``headrace bench compare``: how far one method of a study lies above another, on the same queries.
 
 The difference of the neural experts, and of the blends that would be served with them, with 95 % intervals: a bootstrap
-over sessions and seeds (bench/study/paired.py). The ranks are those that ``headrace bench continual`` has kept.
+over sessions (in event time, slices) and seeds (bench/study/paired.py), of the ranks that the study has kept.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def run(*, ours: str, theirs: str, folder: Path, cycles: str | None = None) -> d
     """Compare over those of ``cycles`` ("5-16"; None: all) that both were tested on. Shares; above 0: ours is above."""
     study = Study(folder)
     if not study.commands():
-        raise ConfigError(f"{folder} is no study: name what bench continual or stream was given as --out")
+        raise ConfigError(f"{folder} is no study: name what bench continual, stream or sessions was given as --out")
     summary = Summary(study, kind_of(study.commands()[-1]))
     voters = summary.kind.voters
     for name in (ours, theirs):

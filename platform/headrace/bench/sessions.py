@@ -18,16 +18,12 @@ _AS_SESSIONS = ('inputs.context="user"', 'inputs.sessions="set"')
 
 def run(
     *,
-    data: Path,
-    increments: int | None = None,
-    methods: str = "default",
-    seeds: int = 1,
-    device: str = "cpu",
-    tuned: int = 4,
-    folder: Path | None = None,
     recipe: Path = Path("jobs/recipes/completejourney.toml"),
     overrides: Sequence[str] = (),
+    **options: Any,  # noqa: ANN401 (those of ``follow``)
 ) -> dict[str, Any]:
-    """See ``follow``; rows are tested on whole sessions. ConfigError where the recipe names no user."""
-    words = [*_AS_SESSIONS, *overrides]
-    return follow(kinds.sessions, recipe, data, words, methods, increments, seeds, device, tuned, folder)
+    """See ``follow``, which has the other options; rows are tested on whole sessions.
+
+    ConfigError where the recipe names no user.
+    """
+    return follow(kinds.sessions, recipe, [*_AS_SESSIONS, *overrides], **options)

@@ -17,15 +17,9 @@ from headrace.bench.study.event_time import follow
 
 def run(
     *,
-    data: Path,
-    increments: int | None = None,
-    methods: str = "default",
-    seeds: int = 1,
-    device: str = "cpu",
-    tuned: int = 4,
-    folder: Path | None = None,
     recipe: Path = Path("jobs/recipes/globo.toml"),
     overrides: Sequence[str] = (),
+    **options: Any,  # noqa: ANN401 (those of ``follow``)
 ) -> dict[str, Any]:
-    """See ``follow``; rows are tested on the next item."""
-    return follow(kinds.stretches, recipe, data, overrides, methods, increments, seeds, device, tuned, folder)
+    """See ``follow``, which has the other options; rows are tested on the next item."""
+    return follow(kinds.stretches, recipe, overrides, **options)

@@ -22,6 +22,7 @@ Increments = Annotated[
     int | None,
     typer.Option(min=1, help="Slices after the warm-up, up to the end of a day; all by default.", show_default=False),
 ]
+Seeds = Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")]
 Tuned = Annotated[int, typer.Option(min=0, help="Up to which row settings were chosen on these very figures.")]
 
 
@@ -143,7 +144,7 @@ def bench_stream(
             "retrain_daily (from scratch), retrain_hourly_warm, retrain_daily_warm, frozen."
         ),
     ] = "default",
-    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    seeds: Seeds = 1,
     tuned: Tuned = 4,
     device: str = "cpu",
     out: Study = None,
@@ -168,7 +169,7 @@ def bench_sessions(
             'online+model.kind="nsp".'
         ),
     ] = "default",
-    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    seeds: Seeds = 1,
     tuned: Tuned = 4,
     device: str = "cpu",
     out: Study = None,
@@ -251,7 +252,7 @@ def bench_continual(
         ),
     ] = "online",
     cycles: Annotated[str, typer.Option(help="One, several such as 4,8, or a range such as 1-16.")] = "1-4",
-    seeds: Annotated[int, typer.Option(min=1, help="How many: seed 1, 2, ..")] = 1,
+    seeds: Seeds = 1,
     sample: Annotated[int, typer.Option(min=0, help="Past queries a period that forgetting is measured on.")] = 1000,
     tuned: Tuned = 4,
     device: str = "cpu",

@@ -16,10 +16,9 @@ class PriorConfig(Section):
     """The share of the average that is spread evenly over all items."""
 
 
-class SasRecConfig(Section):
-    """A causal transformer over the context's items (SASRec, arXiv 1808.09781)."""
+class TransformerConfig(Section):
+    """What every model has, and how its scores are made."""
 
-    kind: Literal["sasrec"] = "sasrec"
     width: PositiveInt = 64
     blocks: PositiveInt = 2
     heads: PositiveInt = 1
@@ -30,21 +29,19 @@ class SasRecConfig(Section):
     prior: PriorConfig | None = None
 
 
-class NspConfig(Section):
+class SasRecConfig(TransformerConfig):
+    """A causal transformer over the context's items (SASRec, arXiv 1808.09781)."""
+
+    kind: Literal["sasrec"] = "sasrec"
+
+
+class NspConfig(TransformerConfig):
     """Next-session prediction: a context token opens every session (TBGRecall, arXiv 2508.11977).
 
     Made for ``inputs.context = "user"`` and ``inputs.sessions = "set"``, where a session is asked for at its start.
     """
 
     kind: Literal["nsp"] = "nsp"
-    width: PositiveInt = 64
-    blocks: PositiveInt = 2
-    heads: PositiveInt = 1
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    scores: Literal["dot", "cosine"] = "dot"
-    temperature: PositiveFloat = 0.0625
-    """Of cosine scores; dot products have none."""
-    prior: PriorConfig | None = None
     session_gap_s: Annotated[int, Field(ge=0)] = 1800
     """A silence of more than this ends a session, in the model's eyes."""
     session_mask: bool = True

@@ -1,4 +1,8 @@
-"""Where one session ends and the next begins, for logs that do not say so: a gap of inactivity of one owner."""
+"""Where one session ends and the next begins: a gap of inactivity of one owner.
+
+For logs that do not say so, and for models, which are not told. Shape legend: N rows, T ragged entries, R offsets, B
+batch, L length.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +15,13 @@ def ragged_begins(ts_T: NDArray[np.int64], offset_R: NDArray[np.int64], gap_s: i
     begins_T = np.append(np.full(min(1, len(ts_T)), True), np.diff(ts_T) > gap_s * 1000)
     begins_T[offset_R[:-1][np.diff(offset_R) > 0]] = True
     return begins_T
+
+
+def padded_begins(ts_BL: NDArray[np.int64], is_event_BL: NDArray[np.bool_], gap_s: int) -> NDArray[np.bool_]:
+    """The same of padded ones, whose events stand on the right."""
+    begins_BL = is_event_BL.copy()
+    begins_BL[:, 1:] &= ~is_event_BL[:, :-1] | (np.diff(ts_BL, axis=1) > gap_s * 1000)
+    return begins_BL
 
 
 def derive_sessions(

@@ -36,6 +36,10 @@ class Encoder(Protocol):
         """
         ...
 
+    def forget(self, slot_R: Tensor) -> None:
+        """These rows of the table belong to other items from now on; for an encoder that keeps rows of its own."""
+        ...
+
 
 class RecallModel(nn.Module):
     """An encoder and its item table: one state dict, one device."""
@@ -54,6 +58,11 @@ class RecallModel(nn.Module):
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""
         return cast(Encoder, self.encoder).kin(contexts)
+
+    def reset_rows(self, slot_R: Tensor) -> None:
+        """These rows of the table, on its device, belong to other items from now on, and start afresh."""
+        self.table.reset(slot_R)
+        cast(Encoder, self.encoder).forget(slot_R)
 
     def query_side(self, query_PD: Tensor) -> Tensor:
         """Query vectors as they enter the product that gives logits."""

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import ModelInputs
 from headrace.models.base import RecallModel
-from headrace.models.sasrec import SasRec, host
+from headrace.models.layers import host
+from headrace.models.sasrec import SasRec
 from headrace.models.table import ItemTable, read_rows
 
 _OLDER = re.compile(r"older\.(\d+)\.(.+)")

@@ -19,10 +19,10 @@ from headrace.config.models import NspConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.sessions import ragged_begins
 from headrace.models.dropout import Dropout
+from headrace.models.layers import draw_layers, host, split_heads
 from headrace.models.mixture import FeedForward, Mixture
 from headrace.models.session_tokens import Ints, lay_out, rounded_up
 
-_GAIN = 3**-0.5
 _KINDS = 256
 """Kinds of events are told apart by their code's remainder: two of three alike is one chance in a hundred."""
 _SILENCES = 24
@@ -55,12 +55,7 @@ class NextSession(nn.Module):
 
     def reset(self, draw: torch.Generator) -> None:
         """Fresh weights, from this generator alone."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, _GAIN, generator=draw)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        draw_layers(self, draw)
         for entrance in self.enter.each():  # tokens enter as they are
             nn.init.eye_(entrance.weight)
         for table in (self.kind, self.hour, self.weekday, self.silence):
@@ -73,11 +68,14 @@ class NextSession(nn.Module):
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """By the number of sessions and one question, rounded up to a power of two."""
-        return np.array([rounded_up(1 + number) for number in self._num_sessions(contexts).tolist()], dtype=np.int64)
+        return rounded_up(1 + self._num_sessions(contexts))
 
     def _num_sessions(self, contexts: Contexts) -> NDArray[np.int64]:
         begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
         return np.diff(np.append(0, np.cumsum(begins_T))[contexts.offset_R]).astype(np.int64)
+
+    def forget(self, slot_R: Tensor) -> None:
+        """It keeps no rows."""
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
@@ -85,7 +83,7 @@ class NextSession(nn.Module):
         if length > self.max_events + 1:
             raise ValueError(f"a context of {length} events; this model reads inputs.max_events = {self.max_events}")
         config = self.config
-        row_np, back_np = (np.array(index_P.tolist(), dtype=np.int64) for index_P in (row_P, back_P))
+        row_np, back_np = host(row_P), host(back_P)
         tokens = lay_out(
             inputs,
             row_np,
@@ -171,8 +169,8 @@ class Block(nn.Module):
         item_BLD, context_BCD = x_BTD[:, :length], x_BTD[:, length:]
         normal_BSD = self.query_norm(x_BTD[:, first:])
         asking = normal_BSD[:, : length - first], normal_BSD[:, length - first :]
-        query_BHSK = self._split(self.query(*asking))
-        key_BHTK, value_BHTK = (self._split(to(item_BLD, context_BCD)) for to in (self.key, self.value))
+        query_BHSK = split_heads(self.query(*asking), self.heads)
+        key_BHTK, value_BHTK = (split_heads(to(item_BLD, context_BCD), self.heads) for to in (self.key, self.value))
         if turn_BTK is not None:
             query_BHSK, key_BHTK = _turned(query_BHSK, turn_BTK[:, first:]), _turned(key_BHTK, turn_BTK)
         score_BHST = query_BHSK @ key_BHTK.transpose(-1, -2) * query_BHSK.shape[-1] ** -0.5 + mask[:, :, first:]
@@ -181,10 +179,6 @@ class Block(nn.Module):
         normal_BSD = self.feed_norm(normal_BSD + seen_BHSK.transpose(1, 2).flatten(2))
         result_BSD: Tensor = normal_BSD + self.dropout(self.feed(normal_BSD))
         return result_BSD
-
-    def _split(self, x_BTD: Tensor) -> Tensor:
-        batch, length, width = x_BTD.shape
-        return x_BTD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 def _turned(x_BHSK: Tensor, turn_BSK: Tensor) -> Tensor:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.dropout import Dropout
-
-_GAIN = 3**-0.5
-"""Of Xavier's range; the whole of it costs half a point of recall on DIGINETICA after nine epochs."""
+from headrace.models.layers import draw_layers, host, split_heads
 
 
 class SasRec(nn.Module):
@@ -41,12 +39,7 @@ class SasRec(nn.Module):
 
     def reset(self, draw: torch.Generator) -> None:
         """Fresh weights, from this generator alone."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, _GAIN, generator=draw)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        draw_layers(self, draw)
         nn.init.xavier_normal_(self.position, generator=draw)
         nn.init.zeros_(self.start)
 
@@ -57,6 +50,9 @@ class SasRec(nn.Module):
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """All alike."""
         return np.zeros(len(contexts), dtype=np.int64)
+
+    def forget(self, slot_R: Tensor) -> None:
+        """It keeps no rows."""
 
     def forward(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)``; see ``models.base.Encoder``. ValueError for contexts beyond ``max_events``."""
@@ -118,12 +114,12 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, position_ZD: Tensor, mask: Tensor | None, last_only: bool) -> Tensor:
         """``(B, L, D)``, or ``(B, 1, D)`` where only the newest position is asked for. ``mask`` is added to scores."""
         normal_BLD = self.query_norm(x_BLD[:, -1:] if last_only else x_BLD)
-        query_BHLK = self._split(self.query(normal_BLD))
-        key_BHLK, value_BHLK = self._split(self.key(x_BLD)), self._split(self.value(x_BLD))
+        query_BHLK = split_heads(self.query(normal_BLD), self.heads)
+        key_BHLK, value_BHLK = (split_heads(to(x_BLD), self.heads) for to in (self.key, self.value))
         # oldest distance first, so that the columns of the newest query are in the order of its keys
         far_ZD = position_ZD.flip(0)
-        far_key_HZK = self._split(nn.functional.linear(far_ZD, self.key.weight).unsqueeze(0))[0]
-        far_value_HZK = self._split(nn.functional.linear(far_ZD, self.value.weight).unsqueeze(0))[0]
+        far_key_HZK = split_heads(nn.functional.linear(far_ZD, self.key.weight).unsqueeze(0), self.heads)[0]
+        far_value_HZK = split_heads(nn.functional.linear(far_ZD, self.value.weight).unsqueeze(0), self.heads)[0]
         by_distance_BHLZ = query_BHLK @ far_key_HZK.transpose(-1, -2)
         score_BHLL = query_BHLK @ key_BHLK.transpose(-1, -2)
         score_BHLL = score_BHLL + (by_distance_BHLZ if last_only else _distance_to_key(by_distance_BHLZ))
@@ -138,18 +134,9 @@ class Block(nn.Module):
         result_BLD: Tensor = normal_BLD + self.dropout(self.feed_out(hidden_BLD))
         return result_BLD
 
-    def _split(self, x_BLD: Tensor) -> Tensor:
-        batch, length, width = x_BLD.shape
-        return x_BLD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-
 
 def _as_it_is(place: int, x: Tensor) -> Tensor:
     return x
-
-
-def host(index_P: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """In host memory, by way of a list: within ``torch.func`` no tensor shows its memory."""
-    return np.array(index_P.tolist(), dtype=np.int64)
 
 
 def _mask(is_event_BL: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], like: Tensor) -> Tensor | None:

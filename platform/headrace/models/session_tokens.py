@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.sessions import padded_begins
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -53,7 +54,7 @@ def lay_out(
     """
     is_event_BL = inputs.slot_BL >= 0
     num_rows, length = is_event_BL.shape
-    begins_BL = session_begins(inputs.ts_BL, is_event_BL, gap_s)
+    begins_BL = padded_begins(inputs.ts_BL, is_event_BL, gap_s)
     begun_BL = np.cumsum(begins_BL, axis=1, dtype=np.int64)
     session_BL = begun_BL - 1
     first_B = length - is_event_BL.sum(axis=1)
@@ -67,7 +68,7 @@ def lay_out(
     place_N = np.arange(len(key_N)) - np.searchsorted(row_N, row_N)
     question_P = place_N[np.searchsorted(key_N, asked_P)]
     width = int(place_N.max(initial=-1)) + 1
-    width = rounded_up(width) if is_rounded else width
+    width = int(rounded_up(np.array(max(width, 1)))) if is_rounded else width
     column_BC = np.full((num_rows, width), -1, dtype=np.int64)
     apart_BC = np.zeros((num_rows, width), dtype=np.bool_)
     column_BC[row_N, place_N], apart_BC[row_N, place_N] = column_N, apart_N
@@ -85,16 +86,9 @@ def lay_out(
     )
 
 
-def rounded_up(number: int) -> int:
-    """To a power of two; at least one."""
-    return 1 << max(number - 1, 0).bit_length()
-
-
-def session_begins(ts_BL: Ints, is_event_BL: Bools, gap_s: int) -> Bools:
-    """Which events begin a session: a row's first, and those after more than ``gap_s`` seconds of silence."""
-    begins_BL = is_event_BL.copy()
-    begins_BL[:, 1:] &= ~is_event_BL[:, :-1] | (np.diff(ts_BL, axis=1) > gap_s * 1000)
-    return begins_BL
+def rounded_up(number_N: Ints) -> Ints:
+    """To powers of two; all are at least one."""
+    return 1 << np.ceil(np.log2(number_N)).astype(np.int64)
 
 
 def _turns(is_event_BL: Bools, column_BC: Ints) -> Ints:

@@ -54,10 +54,10 @@ def encode(model: RecallModel, contexts: Contexts, slot_I: NDArray[np.int64], ma
     vector_QD = model.table.weight.new_zeros(len(contexts), model.table.width)
     length_Q = contexts.length_Q
     width_Q = np.minimum(1 << np.ceil(np.log2(np.maximum(length_Q, 1))).astype(np.int64), max_events)
-    kin_Q = model.kin(contexts)
-    pairs_X = np.unique(np.stack([width_Q, kin_Q], axis=1)[length_Q > 0], axis=0)
-    for width, kin in pairs_X.tolist():
-        index_N = np.flatnonzero((width_Q == width) & (kin_Q == kin) & (length_Q > 0))
+    shape_Q = model.kin(contexts) * (max_events + 1) + width_Q
+    for shape in np.unique(shape_Q[length_Q > 0]).tolist():
+        index_N = np.flatnonzero((shape_Q == shape) & (length_Q > 0))
+        width = shape % (max_events + 1)
         for start in range(0, len(index_N), ROWS):
             index_B = index_N[start : start + ROWS]
             encoded_BD = _block(model, contexts.take(index_B), slot_I, width)

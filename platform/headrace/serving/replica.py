@@ -68,10 +68,10 @@ class Replica:
         if loaded is None:
             return False
         answer(loaded, list(self._recent.copy()) or [Question()], wall_ms(), self.name)
+        if self._num_swaps % TRIM_EVERY == 0:  # first before there is anything to answer with, since that takes longest
+            trim()
         self._slot.put(loaded)
         self._num_swaps += 1
-        if self._num_swaps % TRIM_EVERY == 0:
-            trim()
         return True
 
     def answer_batch(self, questions: Sequence[Question]) -> list[Answer]:

@@ -6,7 +6,6 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headrace.clock import Stopwatch
@@ -87,7 +86,6 @@ def learn(
     state.catalogue.settle(state.watermark_ms, recipe.catalogue)
     state.step.begin_increment(state.catalogue.num_slots, increment)
     start_rows(state)
-    before = [parameter.detach().clone() for parameter in state.model.parameters()]
     made = questions.examples(wanted.intake, recipe.inputs, recipe.objective.examples)
     if isinstance(recipe.model, NspConfig):
         made = ahead(made, recipe.model.sessions_ahead, recipe.model.ahead_weight, recipe.model.session_gap_s)
@@ -113,7 +111,7 @@ def learn(
         checkpoint=checkpoint,
     )
     watch.book("train", passed.earlier_s)
-    update_ratio = _update_ratio(before, list(state.model.parameters()))
+    update_ratio = state.step.update_ratio()
     follow_attributes(state)
     watch.lap("train")
     state.step.end_increment(made, slot_I, slot_I[touched.number_E], prior, replayed)
@@ -168,9 +166,3 @@ def _remember(intake: Intake, state: LearnerState) -> None:
         arrived: dict[str, NDArray[Any]] = {"key": rows.event_N, "ts": rows.ts_N, "group": rows.group_N}
         oldest_ms = state.watermark_ms - state.recipe.feed.duplicate_horizon_s * 1000
         state.seen.append({name: column[new_N] for name, column in arrived.items()}, oldest_ms)
-
-
-def _update_ratio(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    moved = sum(float((new.detach() - old).double().square().sum()) for old, new in zip(before, after, strict=True))
-    norm = sum(float(old.double().square().sum()) for old in before)
-    return float(np.sqrt(moved / max(norm, 1e-30)))

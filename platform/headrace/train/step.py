@@ -27,7 +27,6 @@ from headrace.inputs.examples import Examples
 from headrace.methods.base import Learned, Lesson, Method, Mix, PriorOf
 from headrace.models.base import RecallModel
 from headrace.models.build import Parts, load_into, model_parts
-from headrace.models.columns import Columns
 from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
@@ -155,9 +154,7 @@ class TrainStep:
     def reset_rows(self, slot_R: NDArray[np.int64]) -> None:
         """After ``begin_increment``: these rows belong to other items now, and start afresh with all their state."""
         on_device_R = torch.from_numpy(slot_R).to(self.device)
-        self.model.table.reset(on_device_R)
-        if isinstance(self.model.encoder, Columns):
-            self.model.encoder.forget(on_device_R)
+        self.model.reset_rows(on_device_R)
         if self._teacher is not None:
             self._teacher.forget(slot_R)
         for method in self.methods:

@@ -26,14 +26,15 @@ from headrace.errors import ConfigError
 def follow(
     make_kind: Callable[[str, int], kinds.Kind],
     recipe: Path,
-    data: Path,
     overrides: Sequence[str],
-    methods: str,
-    increments: int | None,
-    seeds: int,
-    device: str,
-    tuned: int,
-    folder: Path | None,
+    *,
+    data: Path,
+    increments: int | None = None,
+    methods: str = "default",
+    seeds: int = 1,
+    device: str = "cpu",
+    tuned: int = 4,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Follow ``increments`` slices after the warm-up (None: all), up to the end of a day; print means, as shares.
 
