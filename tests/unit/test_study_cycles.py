@@ -21,7 +21,7 @@ from headrace.train.offline import Learner
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-CLOCKS = ("train_s", "peak_mb")
+CLOCKS = ("train_s", "cpu_s", "peak_mb")
 
 
 class StoppedError(Exception):
@@ -233,7 +233,7 @@ def test_the_command_writes_its_tables_and_says_what_was_not_run(tmp_path, log):
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(row["seed"], row["cycle"]) for row in rows["joint"]] == [(1, 2), (1, 3)]
     wanted = {"seed", "cycle", "recall@20", "recall@10", "recall@100", "mrr@20", "ndcg@20", "new_item_recall@20"}
-    assert wanted | {"train_s", "peak_mb", "blend", "blend_running", "experts"} <= set(rows["online"][0])
+    assert wanted | {"train_s", "cpu_s", "peak_mb", "blend", "blend_running", "experts"} <= set(rows["online"][0])
     assert wanted - {"seed", "cycle"} <= set(rows["online"][0]["blend"])
     assert set(rows["online"][0]["experts"]) == {"neural", "popular", "own_items"}
     table = (tmp_path / "out" / "table.md").read_text()

@@ -27,7 +27,7 @@ from headrace.bench.study.answers import (
     known,
     running,
 )
-from headrace.bench.study.results import Cells, Row
+from headrace.bench.study.results import Cells, Row, spent
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import FROZEN, WINDOW_PERIODS, Variant, as_asked
 from headrace.commit.manifest import Manifest
@@ -236,13 +236,13 @@ def _without_moments(state: LearnerState) -> TrainStep:
 
 def _row(seed: int, cycle: int, answers: Answers, trained: Manifest) -> Row:
     """A cycle's figures, shares and seconds; its own are the neural expert's."""
-    seconds, review = trained.envelope.seconds, trained.facts["review"]
+    review = trained.facts["review"]
     counters = [name for name in answers.ranks if name not in (BLEND, RUNNING)]
     return {
         "seed": seed,
         "cycle": cycle,
         **answers.figures(NEURAL),
-        "train_s": sum(seconds.get(step, 0.0) for step in ("train", "replay", "consolidate")),
+        **spent(trained.envelope),
         "peak_mb": peak_mb(),
         "queries": len(answers),
         BLEND: answers.figures(BLEND),

@@ -23,6 +23,7 @@ from headrace.blend.calibration import Calibration
 from headrace.blend.split import Split
 from headrace.blend.weights import Weights
 from headrace.clock import wall_ms
+from headrace.commit.manifest import Envelope
 from headrace.config.load import dump_recipe, read_resolved
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
@@ -32,6 +33,8 @@ from headrace.train.checkpoint import Checkpoint
 Row = dict[str, Any]
 _ASIDE = ("run", "store", "serve", "tracking")
 """Sections that change nothing of what is learned."""
+_TRAINED = ("train", "replay", "consolidate")
+"""An increment's laps that are training."""
 
 
 class Cells:
@@ -179,6 +182,14 @@ class Study:
         recipe = self.folder / "runs" / folder.parent.name / "seed-1" / "recipe.json"
         began_s = recipe.stat().st_mtime if recipe.is_file() else 0.0
         return began_s, str(folder)
+
+
+def spent(envelope: Envelope) -> dict[str, float]:
+    """Of an increment: seconds of training; and CPU seconds of what following costs apart from being asked."""
+    return {
+        "train_s": sum(envelope.seconds.get(step, 0.0) for step in _TRAINED),
+        "cpu_s": sum(envelope.cpu_s.get(step, 0.0) for step in ("feed", *_TRAINED)),
+    }
 
 
 def _comparable(recipe: Recipe) -> Recipe:

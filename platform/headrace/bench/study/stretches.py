@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from headrace.bench.study.answers import NEURAL, Answers, Blend, answered, born, concatenate, in_order
-from headrace.bench.study.results import Cells, Row
+from headrace.bench.study.results import Cells, Row, spent
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import FROZEN, STREAM_REFERENCES, Variant, as_asked
 from headrace.clock import Stopwatch
@@ -31,8 +31,6 @@ from headrace.train.state import LearnerState
 
 DAY_S = 86400
 _VERSIONS = ("live", "learner", "frozen")
-_SPENT = ("feed", "replay", "train", "consolidate")
-"""What following costs apart from being asked: rows are read, and trained."""
 
 
 class Stretches:
@@ -146,11 +144,9 @@ class _Waiting:
 
     def put(self, period: int, answers: Answers, trained: Manifest) -> None:
         """The answers come last; ``trained``: the commit that answered."""
-        seconds, cpu_s = trained.envelope.seconds, trained.envelope.cpu_s
         facts = {
-            "train_s": sum(seconds.get(step, 0.0) for step in ("train", "replay", "consolidate")),
-            "cpu_s": sum(cpu_s.get(name, 0.0) for name in _SPENT),
-            "increment_s": sum(seconds.values()),
+            **spent(trained.envelope),
+            "increment_s": sum(trained.envelope.seconds.values()),
             "is_warmup": trained.cut == 0,
         }
         self._folder.mkdir(parents=True, exist_ok=True)
