@@ -201,6 +201,22 @@ def test_a_series_that_begins_late_or_pauses_has_nulls_there():
     assert report_of(commits, [], [])["recall_at_20"]["experts"] == {"neural": [None, 0.5, None, 0.25]}
 
 
+def test_in_a_long_run_neighbouring_increments_share_a_row(monkeypatch):
+    monkeypatch.setattr("headrace.tracking.report._MOST_ROWS", 2)
+    shares = [0.5, None, 0.75, 0.25, None]
+    commits = [
+        _commit(cut, cut + 1, metrics={"experts": {} if share is None else {"neural": _scores(share)}})
+        for cut, share in enumerate(shares)
+    ]
+    landings = [Landing("a", 1, 10, 1.0), Landing("b", 2, 30, 2.0), Landing("c", 3, 10, 2.0), Landing("d", 4, 10, 3.0)]
+    requests = [Request(4.0, 2), Request(6.0, 3), Request(6.5, 5)]
+    report = report_of(commits, requests, landings)
+    assert (report["increments_a_row"], report["increments"], report["cuts"]) == (3, 5, [2, 4])
+    assert report["recall_at_20"]["experts"] == {"neural": [0.625, 0.25]}
+    # cuts 1 and 2 took 10 events fresh within 3 s and 30 within 4; cuts 3 and 4 took 10 within 4.5 and 10 within 3.5
+    assert report["freshness_s"]["per_increment"] == [4.0, 3.5]
+
+
 def test_requests_are_counted_not_kept_and_a_copy_stands_still():
     requests = Requests(Request(float(second), 1 + second // 10) for second in range(100))
     assert (requests.total, requests.versions) == (100, list(range(1, 11)))

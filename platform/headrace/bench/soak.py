@@ -10,8 +10,9 @@ process, processes, actors, files.
 import os
 import tempfile
 import threading
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class _Scale(threading.Thread):
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(name="scale", daemon=True)
-        self.samples: list[tuple[float, dict[str, float]]] = []
+        self.at_s = array("d")
+        self.found: dict[str, array[float]] = {}
+        """By what was weighed or counted: a number for each time, so that the scale itself hardly grows."""
         self.error: Exception | None = None
         self._run_dir = run_dir
         self._stopped = threading.Event()
@@ -62,9 +65,16 @@ class _Scale(threading.Thread):
         """Runs in the thread."""
         try:
             while not self._stopped.wait(_EVERY_S):
-                self.samples.append((monotonic_s() - self._began_s, self._weigh()))
+                self._keep(monotonic_s() - self._began_s, self._weigh())
         except Exception as error:  # noqa: BLE001 (a thread's edge: the benchmark raises it)
             self.error = error
+
+    def _keep(self, at_s: float, weighed: dict[str, float]) -> None:
+        for name in weighed.keys() - self.found.keys():
+            self.found[name] = array("d", [0.0] * len(self.at_s))
+        for name, values in self.found.items():
+            values.append(weighed.get(name, 0.0))
+        self.at_s.append(at_s)
 
     def _weigh(self) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -124,7 +134,7 @@ def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequ
         scale.stop()
     if scale.error is not None:
         raise scale.error
-    rows = _growth(scale.samples, settled_minutes * 60)
+    rows = _growth(scale.at_s, scale.found, settled_minutes * 60)
     print_table(
         f"from minute {settled_minutes:g} to the end",
         ("what", "then", "at the end", "a minute"),
@@ -133,16 +143,16 @@ def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequ
     return {"minutes": minutes, "settled_minutes": settled_minutes, "growth": rows}
 
 
-def _growth(samples: list[tuple[float, dict[str, float]]], settled_s: float) -> dict[str, dict[str, float]]:
+def _growth(
+    at_s: Sequence[float], found: Mapping[str, Sequence[float]], settled_s: float
+) -> dict[str, dict[str, float]]:
     """Medians of the first and last samples after ``settled_s`` (the end of the run itself left out), and the slope."""
-    last_s = samples[-1][0] - 2 * _EVERY_S
-    used = [(at_s, found) for at_s, found in samples if settled_s <= at_s <= last_s]
-    names = sorted({name for _, found in used for name in found})
-    at_S = np.array([at_s for at_s, _ in used]) / 60
+    at_S = np.array(at_s)
+    used_S = (settled_s <= at_S) & (at_S <= at_S[-1] - 2 * _EVERY_S)
     rows = {}
-    for name in names:
-        value_S = np.array([found.get(name, 0.0) for _, found in used])
-        slope = float(np.polyfit(at_S, value_S, 1)[0]) if len(used) > 2 else 0.0
+    for name, values in sorted(found.items()):
+        value_S = np.array(values)[used_S]
+        slope = float(np.polyfit(at_S[used_S] / 60, value_S, 1)[0]) if len(value_S) > 2 else 0.0
         rows[name] = {
             "then": float(np.median(value_S[:_ROWS])),
             "end": float(np.median(value_S[-_ROWS:])),

@@ -169,12 +169,12 @@ def spread_chart(cuts: Sequence[int], value_C: Floats, css: str, unit: str) -> s
     return drawing(230, [*parts, *frame.hovers(words)])
 
 
-def outcomes_chart(cuts: Sequence[int], outcomes: Sequence[Outcome], lanes: Mapping[str, Sequence[Outcome]]) -> str:
+def outcomes_chart(outcomes: Sequence[Outcome], lanes: Mapping[str, Sequence[Outcome]]) -> str:
     """A lane per kind of outcome, a tick per increment that says why when it is pointed at."""
     if not outcomes:
         return ""
     height = TOP + _LANE * len(lanes) + BOTTOM
-    frame = _Frame(cuts, [0, 1], height)
+    frame = _Frame([outcome.cut for outcome in outcomes], [0, 1], height)
     place = {outcome.cut: at for at, outcome in enumerate(outcomes)}
     parts = frame.numbers()
     for row, (lane, found) in enumerate(lanes.items()):

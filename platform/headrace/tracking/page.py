@@ -38,7 +38,7 @@ def build_page(
         _recall(cuts, report, colour),
         _weights(cuts, report, colour),
         _freshness(cuts, report),
-        _outcomes(cuts, outcomes),
+        _outcomes(outcomes),
         *vitals_sections(report),
         samples_section(report.get("samples", ())),
         _counters(report),
@@ -109,14 +109,14 @@ def _tile(value: str, words: str, note: str, state: str = "") -> str:
 
 
 def _recall(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str, str]) -> str:
-    recall, window = report.get("recall_at_20", {}), window_of(len(cuts))
+    recall, window, a_row = report.get("recall_at_20", {}), window_of(len(cuts)), report.get("increments_a_row", 1)
     named = [("live", "live"), ("frozen", "frozen"), ("oracle", "oracle")]
     series = [(name, css, recall[name]) for name, css in named if name in recall]
     series += [(name, colour[name], values) for name, values in recall.get("experts", {}).items()]
     lines = [Line(name, css, running_mean(100 * floats(values), window)) for name, css, values in series]
     note = (
-        f"In %, each cut scored before anything learned from it. Running mean of {window} increments; the band is its "
-        "95 % (1.96 standard errors, as of independent increments). Beside the names: the newest."
+        f"In %, each cut scored before anything learned from it. Running mean of {window * a_row} increments; the band "
+        "is its 95 % (1.96 standard errors, as of independent increments). Beside the names: the newest."
     )
     legend = legend_list((line.name, line.css, _newest(line)) for line in lines)
     return section("Recall@20", note, legend, lines_chart(cuts, lines, "%"))
@@ -140,7 +140,7 @@ def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
     return section("Freshness", note, "", chart)
 
 
-def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
+def _outcomes(outcomes: Sequence[Outcome]) -> str:
     lanes: dict[str, list[Outcome]] = {lane: [] for lane in _LANES}
     for outcome in outcomes:
         went_back = outcome.verdict == "publish" and outcome.reason.startswith(ROLLED_BACK)
@@ -149,7 +149,7 @@ def _outcomes(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> str:
     rows = [(f"{one.cut}", "" if one.version is None else f"{one.version}", one.verdict, one.reason) for one in told]
     table = data_table(("increment", "version", "verdict", "reason"), rows, numbers=(0, 1)) if rows else ""
     note = "What was decided on each increment; point at a tick for the reason."
-    return section("Versions and verdicts", note, "", outcomes_chart(cuts, outcomes, lanes) + table)
+    return section("Versions and verdicts", note, "", outcomes_chart(outcomes, lanes) + table)
 
 
 def _counters(report: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from headrace.commit.summary import KEPT_FIGURES, Summary
 if TYPE_CHECKING:
     from headrace.commit.manifest import Verdict
 
+_MOST_ROWS = 1000  # of a series in the report
 _LEAVING_S = 5.0  # a replica that was silent for so long, while others answered, has left
 
 
@@ -129,10 +130,32 @@ class Increments:
             series.append(math.nan if value is None else value)
         self.cuts.append(commit.cut)
 
+    @property
+    def a_row(self) -> int:
+        """Commits, one after the other, that share a row of the report: one, until there are too many."""
+        return max(1, math.ceil(len(self) / _MOST_ROWS))
+
+    @property
+    def row_cuts(self) -> list[int]:
+        """The newest cut of each row."""
+        ends = [*range(self.a_row, len(self), self.a_row), len(self)] if len(self) else []
+        return [self.cuts[end - 1] for end in ends]
+
     def series(self, *name: str) -> list[float | None]:
-        """One value for each commit; None where there is none."""
+        """One value for each row, the mean of its commits'; None where there is none."""
         found = self._series.get(name)
-        return [None] * len(self) if found is None else [None if math.isnan(value) else value for value in found]
+        return [None] * len(self.row_cuts) if found is None else self.in_rows(found)
+
+    def in_rows(self, value_C: Sequence[float]) -> list[float | None]:
+        """The means of each row's commits, of those that are not NaN; None where there is none."""
+        if self.a_row == 1:
+            return [None if math.isnan(value) else value for value in value_C]
+        rows = len(self.row_cuts)
+        padded_RA = np.full((rows, self.a_row), np.nan)
+        padded_RA.reshape(-1)[: len(value_C)] = value_C
+        known_RA = np.isfinite(padded_RA)
+        num_R, sum_R = known_RA.sum(axis=1), np.where(known_RA, padded_RA, 0.0).sum(axis=1)
+        return [float(total / num) if num else None for total, num in zip(sum_R, num_R, strict=True)]
 
     def scores(self, figure: str) -> dict[str, Any]:
         """A figure of each version that is scored, and of each expert."""
@@ -254,7 +277,8 @@ def build_report(
     newest = increments.newest
     return {
         "increments": len(increments),
-        "cuts": list(increments.cuts),
+        "increments_a_row": increments.a_row,
+        "cuts": increments.row_cuts,
         "events": increments.events,
         "recall_at_20": increments.scores("recall@20"),
         "mrr_at_20": increments.scores("mrr@20"),
@@ -279,7 +303,8 @@ def build_report(
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
     """Replace the report at ``path``; readers see the old one or the new one, whole."""
-    replace_whole(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    lines = (f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in report.items())
+    replace_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def replace_whole(path: Path, text: str) -> None:
@@ -320,21 +345,28 @@ def weighted_quantile(value_L: NDArray[np.float64], weight_L: NDArray[np.float64
     return float(value_L[order_L][int(np.argmax(reached_L))])
 
 
-def median_by_cut(cuts: Sequence[int], landings: Sequence[Landing], value_L: NDArray[np.float64]) -> list[float | None]:
-    """Of each cut, the median of its landings' values, weighted by event; None where it is infinite or has no events.
+def median_by_row(
+    cuts: Sequence[int], a_row: int, landings: Sequence[Landing], value_L: NDArray[np.float64]
+) -> list[float | None]:
+    """Of each ``a_row`` cuts, the median of their landings' values, weighted by event.
 
-    One sort for all cuts, since a long run has many.
+    None where it is infinite, or no event is theirs. One sort for all, since a long run has many. ``cuts`` ascend.
     """
+    cut_C = np.array(cuts, dtype=np.float64)
+    num_rows = math.ceil(len(cuts) / a_row)
     cut_L = np.array([np.nan if landing.cut is None else landing.cut for landing in landings], dtype=np.float64)
-    order_L = np.lexsort((value_L, cut_L))  # those that wait, which have no cut, come last
-    cut_L, taken_L = cut_L[order_L], value_L[order_L]
-    rows_L = np.array([landing.rows for landing in landings], dtype=np.float64)[order_L]
-    reached_L = np.append(0.0, np.cumsum(rows_L))
-    first_C, end_C = (np.searchsorted(cut_L, np.asarray(cuts, dtype=np.float64), side) for side in ("left", "right"))
-    before_C, after_C = reached_L[first_C], reached_L[end_C]
-    median_C = np.searchsorted(reached_L[1:], (before_C + after_C) / 2)  # the first landing that reaches one half
+    at_L = np.searchsorted(cut_C, cut_L)
+    is_known_L = np.append(cut_C, np.nan)[at_L] == cut_L
+    row_L = np.where(is_known_L, at_L // a_row, num_rows)  # those that wait, which have no cut, come last
+    order_L = np.lexsort((value_L, row_L))
+    row_L, taken_L = row_L[order_L], value_L[order_L]
+    events_L = np.array([landing.rows for landing in landings], dtype=np.float64)[order_L]
+    reached_L = np.append(0.0, np.cumsum(events_L))
+    before_R, after_R = (reached_L[np.searchsorted(row_L, np.arange(num_rows), side)] for side in ("left", "right"))
+    median_R = np.searchsorted(reached_L[1:], (before_R + after_R) / 2)  # the first landing that reaches one half
     return [
-        _finite(float(taken_L[at])) if rows > 0 else None for at, rows in zip(median_C, after_C - before_C, strict=True)
+        _finite(float(taken_L[at])) if events > 0 else None
+        for at, events in zip(median_R, after_R - before_R, strict=True)
     ]
 
 
@@ -378,7 +410,7 @@ def _freshness(
     fresh_L = freshness_of(increments.cut_of, requests, counted)
     rows_L = np.array([landing.rows for landing in counted], dtype=np.float64)
     waits_L = np.isinf(fresh_L)
-    per_increment = median_by_cut(increments.cuts, counted, fresh_L)
+    per_increment = median_by_row(increments.cuts, increments.a_row, counted, fresh_L)
     if now_s is not None:
         age_L = now_s - np.array([landing.landed_monotonic_s for landing in counted])
         fresh_L = np.where(waits_L, age_L, fresh_L)

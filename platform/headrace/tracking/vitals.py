@@ -36,13 +36,13 @@ def vitals_sections(report: Mapping[str, Any]) -> Iterator[str]:
     cuts: Sequence[int] = report.get("cuts", ())
     vitals: Mapping[str, Sequence[float | None]] = report.get("vitals", {})
     if any(value is not None for values in vitals.values() for value in values):
-        yield _shares(cuts, vitals)
+        yield _shares(cuts, vitals, report.get("increments_a_row", 1))
         yield _table(vitals)
     if anchors := report.get("anchors", {}):
         yield _matrix(cuts, {int(cut): floats(values) for cut, values in anchors.items()})
 
 
-def _shares(cuts: Sequence[int], vitals: Mapping[str, Sequence[float | None]]) -> str:
+def _shares(cuts: Sequence[int], vitals: Mapping[str, Sequence[float | None]], a_row: int) -> str:
     window, found = window_of(len(cuts)), {name: floats(vitals[name]) for name in _SHARES if name in vitals}
     lines = [
         Line(words, css, running_mean(100 * found[name], window))
@@ -50,7 +50,8 @@ def _shares(cuts: Sequence[int], vitals: Mapping[str, Sequence[float | None]]) -
         if name in found
     ]
     note = (
-        f"In %, running mean of {window} increments; beside the names: the newest. New: first met less than a day ago."
+        f"In %, running mean of {window * a_row} increments; beside the names: the newest. "
+        "New: first met less than a day ago."
     )
     legend = legend_list((_SHARES[name][0], _SHARES[name][1], _newest(100 * found[name], ".1f")) for name in found)
     return section("Bias and stability", note, legend, lines_chart(cuts, lines, "%"))

@@ -5,6 +5,7 @@ longer than the commit after the next.
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -245,7 +246,10 @@ class Follower:
         """The report and its page; without ``now_s`` the run has ended."""
         report = build_report(self.increments, self._requests(None), self._landings.records(), now_s)
         if self._oracle is not None:
-            report["recall_at_20"]["oracle"] = [self._best_recall(cut, self._oracle) for cut in self.increments.cuts]
+            best = [self._best_recall(cut, self._oracle) for cut in self.increments.cuts]
+            report["recall_at_20"]["oracle"] = self.increments.in_rows(
+                [math.nan if one is None else one for one in best]
+            )
         mirror = None if self._tracker is None else self._tracker.folder
         report["wandb_dir"] = None if mirror is None else str(mirror)
         report["samples"] = self._samples
