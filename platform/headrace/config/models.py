@@ -26,6 +26,9 @@ class TransformerConfig(Section):
     scores: Literal["dot", "cosine"] = "dot"
     temperature: PositiveFloat = 0.0625
     """Of cosine scores; dot products have none."""
+    features: Annotated[tuple[str, ...], Field(max_length=3)] = ()
+    """Columns of ``columns.context``, three at most: what is told of each event beside its item. Few values each, words
+    or numbers."""
     prior: PriorConfig | None = None
 
 

@@ -82,6 +82,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _features_are_carried(self) -> "Recipe":
+        if not set(self.model.features) <= set(self.columns.context):
+            raise ValueError(
+                f"model.features are {list(self.model.features)}: each must be one of columns.context, "
+                f"{list(self.columns.context)}, the columns that rows carry"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _distinct_methods(self) -> "Recipe":
         kinds = [method.kind for method in self.methods]
         if len(set(kinds)) < len(kinds):

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from headrace.history.segments import Columns, rows_of
 
-HISTORY_COLUMNS = {"session": np.uint64, "item": np.int32, "kind": np.int16, "group": np.uint8}
-"""What is kept of an event, beside its owner (the key: hash of the user, else of the session) and its time."""
 _READ = ("key", "ts", "session", "item", "kind")
+
+
+def history_columns(num_features: int) -> dict[str, type[np.generic]]:
+    """What is kept of an event, beside its owner (the key: hash of the user, else of the session) and its time."""
+    told = np.int64 if num_features else np.int16
+    return {"session": np.uint64, "item": np.int32, "kind": told, "group": np.uint8}
 
 
 class Past:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.inputs.told import Codes
+
 
 @dataclass(frozen=True)
 class EventLog:
@@ -20,7 +22,8 @@ class EventLog:
     ts_N: NDArray[np.int64]
     item_N: NDArray[np.int64]
     """Item numbers."""
-    kind_N: NDArray[np.int16]
+    kind_N: Codes
+    """What is told of each event (inputs/told.py)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Contexts:
 
     item_T: NDArray[np.int64]
     ts_T: NDArray[np.int64]
-    kind_T: NDArray[np.int16]
+    kind_T: Codes
     offset_R: NDArray[np.int64]
     as_of_Q: NDArray[np.int64]
     """Event time at which the question is asked, ms."""
@@ -92,7 +95,7 @@ class ModelInputs:
     slot_BL: NDArray[np.int64]
     """Rows of the item table; -1 where there is no event (on the left)."""
     ts_BL: NDArray[np.int64]
-    kind_BL: NDArray[np.int16]
+    kind_BL: Codes
     as_of_B: NDArray[np.int64]
 
     def take(self, index_B: NDArray[np.integer]) -> "ModelInputs":
@@ -194,7 +197,7 @@ def pad(contexts: Contexts, slot_I: NDArray[np.int64]) -> ModelInputs:
     column_T = ranges(width - length_B, length_B)
     slot_BL = np.full((len(contexts), width), -1, dtype=np.int64)
     ts_BL = np.zeros((len(contexts), width), dtype=np.int64)
-    kind_BL = np.zeros((len(contexts), width), dtype=np.int16)
+    kind_BL = np.zeros((len(contexts), width), dtype=contexts.kind_T.dtype)
     slot_BL[row_T, column_T] = slot_I[contexts.item_T]
     ts_BL[row_T, column_T] = contexts.ts_T
     kind_BL[row_T, column_T] = contexts.kind_T

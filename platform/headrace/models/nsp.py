@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from headrace.config.models import NspConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.sessions import ragged_begins
+from headrace.inputs.told import kind_of
 from headrace.models.dropout import Dropout
+from headrace.models.features import Features
 from headrace.models.layers import draw_layers, host, split_heads
 from headrace.models.mixture import FeedForward, Mixture
 from headrace.models.session_tokens import Ints, lay_out, rounded_up
@@ -45,6 +47,7 @@ class NextSession(nn.Module):
         self.start = nn.Parameter(torch.zeros(width))
         """Of every context token."""
         self.kind = nn.Parameter(torch.zeros(_KINDS, width))
+        self.features = Features(len(config.features), width) if config.features else None
         self.hour = nn.Parameter(torch.zeros(24, width))
         self.weekday = nn.Parameter(torch.zeros(7, width))
         self.silence = nn.Parameter(torch.zeros(_SILENCES, width))
@@ -60,6 +63,8 @@ class NextSession(nn.Module):
             nn.init.eye_(entrance.weight)
         for table in (self.kind, self.hour, self.weekday, self.silence):
             nn.init.zeros_(table)
+        if self.features is not None:
+            self.features.reset()
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
@@ -106,9 +111,9 @@ class NextSession(nn.Module):
 
     def _items(self, inputs: ModelInputs, item_BLD: Tensor) -> Tensor:
         """What item tokens are made of: the item, and how it was met."""
-        kind_BL = torch.from_numpy(inputs.kind_BL.astype(np.int64) % _KINDS).to(item_BLD.device)
+        kind_BL = torch.from_numpy(kind_of(inputs.kind_BL).astype(np.int64) % _KINDS).to(item_BLD.device)
         made_BLD: Tensor = item_BLD * self.scale + nn.functional.embedding(kind_BL, self.kind)
-        return made_BLD
+        return made_BLD if self.features is None else made_BLD + self.features(inputs)
 
     def _contexts(self, opens_ms_BC: Ints, silence_ms_BC: Ints) -> Tensor:
         """What context tokens are made of: the time at which they open a session, and the silence before."""

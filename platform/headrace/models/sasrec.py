@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headrace.config.models import SasRecConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.dropout import Dropout
+from headrace.models.features import Features
 from headrace.models.layers import draw_layers, host, split_heads
 
 
@@ -33,6 +34,7 @@ class SasRec(nn.Module):
         """A row for each distance; 0 is the event that asks itself."""
         self.start = nn.Parameter(torch.zeros(config.width))
         """What stands for a context without events."""
+        self.features = Features(len(config.features), config.width) if config.features else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -42,6 +44,8 @@ class SasRec(nn.Module):
         draw_layers(self, draw)
         nn.init.xavier_normal_(self.position, generator=draw)
         nn.init.zeros_(self.start)
+        if self.features is not None:
+            self.features.reset()
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
         """The length of each."""
@@ -77,7 +81,10 @@ class SasRec(nn.Module):
         row_np, back_np = host(row_P), host(back_P)
         last_only = not back_np.any()
         mask = _mask(inputs.slot_BL >= 0, item_BLD)
-        x_BLD = self.dropout(item_BLD * self.scale)
+        met_BLD = item_BLD * self.scale
+        if self.features is not None:
+            met_BLD = met_BLD + self.features(inputs).to(met_BLD.dtype)
+        x_BLD = self.dropout(met_BLD)
         for index, block in enumerate(self.blocks):
             x_BLD = block(
                 beside(index, x_BLD), self.position[:length], mask, last_only and index == len(self.blocks) - 1

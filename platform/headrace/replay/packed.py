@@ -33,11 +33,16 @@ _RECORDS = {
             ("order", "<f4"),
         ]
     ),
-    "event": np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", "<i2")]),
     "target": np.dtype(
         [("ts", "<i8"), ("item", "<i4"), ("position", "<i4"), ("weight", "<f4"), ("shard", "<i4"), ("row", "<i4")]
     ),
 }
+_EVENTS = {
+    record.itemsize: record
+    for record in (np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", kind)]) for kind in ("<i2", "<i8"))
+}
+"""By size: with the kind alone, and with features (inputs/told.py)."""
+_SIZES = {"event": min(_EVENTS), **{name: record.itemsize for name, record in _RECORDS.items()}}
 _INDEX_BYTES = 17  # in the buffer: its place among the alive, the summed weights, whether it is alive
 
 
@@ -52,14 +57,15 @@ class Packed:
 
     def records(self, name: str) -> NDArray[Any]:
         """The "example", "event" or "target" records, one-dimensional."""
-        return self.arrays[name].view(_RECORDS[name])[:, 0]
+        array = self.arrays[name]
+        return array.view(_EVENTS[array.shape[1]] if name == "event" else _RECORDS[name])[:, 0]
 
     @property
     def size_N(self) -> NDArray[np.int64]:
         """Bytes that each example takes, the buffer's index of it included."""
         example_N = self.records("example")
         size_N = np.full(len(self), _RECORDS["example"].itemsize + _INDEX_BYTES, dtype=np.int64)
-        size_N += _RECORDS["event"].itemsize * example_N["num_events"].astype(np.int64)
+        size_N += self.arrays["event"].shape[1] * example_N["num_events"].astype(np.int64)
         size_N += _RECORDS["target"].itemsize * example_N["num_targets"].astype(np.int64)
         return size_N
 
@@ -83,7 +89,7 @@ class Packed:
 
     def examples(self) -> Examples:
         """As the training loop reads them."""
-        example_N, event_E, target_T = (self.records(name) for name in _RECORDS)
+        example_N, event_E, target_T = (self.records(name) for name in ("example", "event", "target"))
         contexts = Contexts(
             event_E["item"].astype(np.int64),
             event_E["ts"].copy(),
@@ -134,7 +140,12 @@ def pack(
         "group": group_S,
         "order": np.zeros(num) if order_S is None else order_S,
     }
-    arrays = {"example": _rows("example", example), "event": _rows("event", event), "target": _rows("target", target)}
+    record_of_event = next(record for record in _EVENTS.values() if record["kind"] == contexts.kind_T.dtype)
+    arrays = {
+        "example": _rows(_RECORDS["example"], example),
+        "event": _rows(record_of_event, event),
+        "target": _rows(_RECORDS["target"], target),
+    }
     return Packed(arrays).take(np.argsort(group_S, kind="stable"))
 
 
@@ -179,21 +190,21 @@ def join(first: Examples, second: Examples) -> Examples:
     )
 
 
-def _rows(name: str, columns: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+def _rows(record: np.dtype[Any], columns: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
     """Records of these fields, as bytes."""
-    kind = _RECORDS[name]
-    record_N = np.empty(len(next(iter(columns.values()))), dtype=kind)
+    record_N = np.empty(len(next(iter(columns.values()))), dtype=record)
     for field, column in columns.items():
         record_N[field] = column
-        assert kind[field].kind == "f" or np.array_equal(record_N[field], column), f"{name}.{field} is too large"
-    return record_N.view(np.uint8).reshape(len(record_N), kind.itemsize)
+        assert record[field].kind == "f" or np.array_equal(record_N[field], column), f"{field} is too large"
+    return record_N.view(np.uint8).reshape(len(record_N), record.itemsize)
 
 
 def _take(
     parts: Sequence[Packed], name: str, row_B: NDArray[np.int64], bound_G: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Rows of an array: those from ``bound_G[g]`` to ``bound_G[g + 1]`` are of part g."""
-    taken = np.empty((len(row_B), _RECORDS[name].itemsize), dtype=np.uint8)
+    size = parts[0].arrays[name].shape[1] if parts else _SIZES[name]
+    taken = np.empty((len(row_B), size), dtype=np.uint8)
     for part, (start, stop) in zip(parts, pairwise(bound_G.tolist()), strict=True):
         if start < stop:  # "clip" writes into ``out`` without a copy between
             part.arrays[name].take(row_B[start:stop], axis=0, out=taken[start:stop], mode="clip")

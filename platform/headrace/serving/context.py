@@ -14,6 +14,7 @@ from headrace.bundles.bundle import Loaded
 from headrace.history.past import newest_session, of_session
 from headrace.history.segments import Columns
 from headrace.inputs.contexts import Contexts, EventLog, build_contexts
+from headrace.inputs.told import packed
 from headrace.serving.request import ItemId, Question
 
 
@@ -40,7 +41,7 @@ def look_up(loaded: Loaded, questions: Sequence[Question], as_of: Sequence[int])
     chosen = [_chosen(loaded, *asked) for asked in zip(questions, pasts, as_of, strict=True)]
     recent = [rows for rows, _ in chosen]
     contexts = build_contexts(
-        _log(recent, numbers, as_of),
+        _log(recent, numbers, as_of, [packed(loaded.features, question.context) for question in questions]),
         np.arange(len(questions), dtype=np.uint64),
         np.array(as_of, dtype=np.int64),
         np.array([session for _, session in chosen], dtype=np.uint64),
@@ -78,10 +79,15 @@ def _chosen(loaded: Loaded, question: Question, past: Columns | None, as_of_ms: 
     return of_session(past, session), session
 
 
-def _log(recent: Sequence[Columns | None], numbers: Sequence[NDArray[np.int64]], as_of: Sequence[int]) -> EventLog:
+def _log(
+    recent: Sequence[Columns | None],
+    numbers: Sequence[NDArray[np.int64]],
+    as_of: Sequence[int],
+    told: Sequence[int],
+) -> EventLog:
     """One log of all questions' events, by place of the question: what is known first, then what was sent."""
     key, ts, item, kind = [], [], [], []
-    for place, (rows, number_L, as_of_ms) in enumerate(zip(recent, numbers, as_of, strict=True)):
+    for place, (rows, number_L, as_of_ms, code) in enumerate(zip(recent, numbers, as_of, told, strict=True)):
         if rows is not None:
             key.append(np.full(len(rows["ts"]), place, dtype=np.uint64))
             ts.append(rows["ts"])
@@ -90,7 +96,7 @@ def _log(recent: Sequence[Columns | None], numbers: Sequence[NDArray[np.int64]],
         key.append(np.full(len(number_L), place, dtype=np.uint64))
         ts.append(np.full(len(number_L), as_of_ms - 1, dtype=np.int64))
         item.append(number_L)
-        kind.append(np.zeros(len(number_L), dtype=np.int16))
+        kind.append(np.full(len(number_L), code, dtype=np.int64))
     key_N, ts_N = np.concatenate(key), np.concatenate(ts)
     order_N = np.lexsort((ts_N, key_N))  # stable
     return EventLog(key_N[order_N], ts_N[order_N], np.concatenate(item)[order_N], np.concatenate(kind)[order_N])

@@ -75,7 +75,7 @@ class LocalRecall:
         """The ``k`` best next items after ``items`` (oldest first), for this user where one is named.
 
         ``further`` are the other keys of ``POST /v1/recall``: exclude, exclude_seen, session_id, ts (ISO 8601 or
-        milliseconds), explain. RequestError, a ValueError, says what is wrong with a question.
+        milliseconds), context, explain. RequestError, a ValueError, says what is wrong with a question.
         """
         question = {"items": list(items), "k": k, **further} | ({} if user_id is None else {"user_id": user_id})
         return self.recall_many([question])[0]

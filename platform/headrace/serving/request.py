@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,10 +13,11 @@ MAX_K = 1000
 MAX_IDS = 10_000
 """Ids in ``items`` or ``exclude`` of one request."""
 MAX_BODY_BYTES = 2**20
-_KEYS = ("items", "user_id", "k", "exclude", "exclude_seen", "ts", "session_id", "explain")
+_KEYS = ("items", "user_id", "k", "exclude", "exclude_seen", "ts", "session_id", "context", "explain")
 _SHOWN = 80  # characters of a received value in an error
 
 ItemId = int | str
+Scalar = str | int | float | bool | None
 
 
 class RequestError(HeadraceError, ValueError):
@@ -49,6 +50,8 @@ class Question:
     """Who asks, as in the log; None where that is not said."""
     exclude_seen: bool = False
     """Whether to leave out whatever is known of the user's past, and ``items``."""
+    context: Mapping[str, Scalar] = field(default_factory=dict)
+    """How ``items`` were met: values by column of the log."""
 
     @property
     def owner(self) -> int | None:
@@ -86,6 +89,7 @@ def parse(body: bytes) -> Question:
         _flag(raw, "explain"),
         user,
         _flag(raw, "exclude_seen"),
+        _context(raw),
     )
 
 
@@ -99,6 +103,18 @@ def _ids(raw: Mapping[str, Any], key: str) -> tuple[ItemId, ...]:
         if not isinstance(item, int | str) or isinstance(item, bool):
             raise RequestError(f'"{key}"[{place}] is {shown(item)}; item ids are integers or strings, as in the log')
     return tuple(ids)
+
+
+def _context(raw: Mapping[str, Any]) -> dict[str, Scalar]:
+    said = raw.get("context", {})
+    if not isinstance(said, dict):
+        raise RequestError(f'"context" is {shown(said)}; send an object such as {{"device": "phone"}}')
+    for column, value in said.items():
+        if not isinstance(value, str | int | float | None):
+            raise RequestError(
+                f'"context"[{json.dumps(column)}] is {shown(value)}; send a word, a number, true or false'
+            )
+    return said
 
 
 def _k(raw: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from headrace.recommend.recommender import Top
 from headrace.serving.context import Asked, look_up
 from headrace.serving.request import ItemId, Question, shown
 
-_ON_REQUEST = ("shares", "num_recent")
+_ON_REQUEST = ("shares", "num_recent", "unknown_context")
 _POPULAR = "these are the popular ones"
 
 
@@ -37,6 +37,8 @@ class Answer:
     """By expert, what it contributes to each score: they sum to the scores. None, and not sent, unless asked for."""
     num_recent: int | None = None
     """How many of the user's known events the answer was made from. None, and not sent, where no user was named."""
+    unknown_context: list[str] | None = None
+    """Columns of the request's context that this version's model is not told of; they were ignored. None: none."""
 
     def to_json(self) -> bytes:
         """The body of the response."""
@@ -74,6 +76,7 @@ def _answer(loaded: Loaded, question: Question, asked: Asked, top: Top, row: int
         int(asked.contexts.as_of_Q[row]),
         shares if question.explain else None,
         None if question.user is None else asked.num_recent[row],
+        sorted(question.context.keys() - set(loaded.features)) or None,
     )
 
 

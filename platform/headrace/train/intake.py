@@ -18,6 +18,7 @@ from headrace.feed.window import picked_N
 from headrace.history.segments import Columns, SegmentLog
 from headrace.inputs.contexts import EventLog
 from headrace.inputs.sessions import derive_sessions
+from headrace.inputs.told import Codes, tell
 from headrace.records import Rows, Window, hash64_array
 from headrace.train.times import ANY_TIME, Times
 
@@ -45,6 +46,8 @@ class Intake:
     owner_N: NDArray[np.uint64]
     """Hash of the user, else of the session."""
     session_N: NDArray[np.uint64]
+    told_N: Codes
+    """What a model is told of the row beside its item and its time (inputs/told.py)."""
     key_N: NDArray[np.uint64]
     """What the row's context is gathered by, and ``log`` is sorted by: the session, or the owner."""
     log: EventLog
@@ -118,9 +121,10 @@ def against(
     number_N = catalogue.numbers(rows.item_N)
     key_N = session_N if recipe.inputs.context == "session" else owner_N
     past_key = past["session"] if recipe.inputs.context == "session" else past["key"]
-    log = _merge(past_key, past["ts"], past["item"], past["kind"], key_N, rows, number_N, kept_N)
+    told_N = tell(rows.kind_N, rows.context, recipe.model.features)
+    log = _merge(past_key, past, key_N, rows.ts_N, told_N, number_N, kept_N)
     begun_N, opened_N = _session_state(past["session"], past["ts"], session_N, rows.ts_N, kept_N)
-    return Intake(rows, fate_N, number_N, owner_N, session_N, key_N, log, begun_N, opened_N, num_clamped)
+    return Intake(rows, fate_N, number_N, owner_N, session_N, told_N, key_N, log, begun_N, opened_N, num_clamped)
 
 
 def owners(rows: Rows) -> NDArray[np.uint64]:
@@ -172,18 +176,17 @@ def _first_arrivals(
 
 def _merge(
     past_key: NDArray[np.uint64],
-    past_ts: NDArray[np.int64],
-    past_item: NDArray[np.int32],
-    past_kind: NDArray[np.int16],
+    past: Columns,
     key_N: NDArray[np.uint64],
-    rows: Rows,
+    ts_N: NDArray[np.int64],
+    told_N: Codes,
     number_N: NDArray[np.int64],
     kept_N: NDArray[np.bool_],
 ) -> EventLog:
     key = np.concatenate([past_key, key_N[kept_N]])
-    ts = np.concatenate([past_ts, rows.ts_N[kept_N]])
-    item = np.concatenate([past_item.astype(np.int64), number_N[kept_N]])
-    kind = np.concatenate([past_kind, rows.kind_N[kept_N]])
+    ts = np.concatenate([past["ts"], ts_N[kept_N]])
+    item = np.concatenate([past["item"].astype(np.int64), number_N[kept_N]])
+    kind = np.concatenate([past["kind"], told_N[kept_N]])
     order = np.lexsort((ts, key))  # stable: the past comes first, then the ledger's order
     return EventLog(key[order], ts[order], item[order], kind[order])
 

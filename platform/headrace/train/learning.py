@@ -157,7 +157,7 @@ def _remember(intake: Intake, state: LearnerState) -> None:
         "ts": rows.ts_N,
         "session": intake.session_N,
         "item": intake.number_N,
-        "kind": rows.kind_N,
+        "kind": intake.told_N,
         "group": rows.group_N,
     }
     state.history.append({name: column[kept_N] for name, column in history.items()})

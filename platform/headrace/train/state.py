@@ -25,7 +25,7 @@ from headrace.evaluation.sequential import Trial
 from headrace.evaluation.usual import Usual
 from headrace.experts.base import Encoding, Expert
 from headrace.experts.build import build_experts, load_experts
-from headrace.history.past import HISTORY_COLUMNS
+from headrace.history.past import history_columns
 from headrace.history.segments import SegmentLog
 from headrace.inputs.contexts import Contexts
 from headrace.methods.base import Method
@@ -333,7 +333,8 @@ def _deal(log: SegmentLog, parts: Parts, world: int, group: Group) -> None:
 
 
 def _history(recipe: Recipe, group: Group) -> SegmentLog:
-    return SegmentLog(HISTORY_COLUMNS, recipe.inputs.max_events, recipe.history.max_bytes // group.world)
+    columns = history_columns(len(recipe.model.features))
+    return SegmentLog(columns, recipe.inputs.max_events, recipe.history.max_bytes // group.world)
 
 
 def _seen(recipe: Recipe, group: Group) -> SegmentLog | None:

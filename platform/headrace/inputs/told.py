@@ -1,0 +1,73 @@
+"""What a model is told of an event beside its item and its time, in one integer: its kind, and up to three features.
+
+A feature is a column that the log carries (``columns.context``): how a page was reached, on which device, from which
+region. Its values are told apart by name, as kinds are, so that a request and a log may spell a number as they like.
+Shape legend: N events.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.records import hash64
+
+BITS = 15
+"""Of each code; the kind's come lowest."""
+_MASK = (1 << BITS) - 1
+
+Codes: TypeAlias = "NDArray[np.signedinteger[Any]]"
+
+
+def feature_code(column: str, value: object) -> int:
+    """A stable small integer for a value of a feature; 0 where nothing is told (None, NaN)."""
+    name = _name(value)
+    return 0 if name is None else 1 + hash64("feature", column, name) % _MASK
+
+
+def tell(kind_N: NDArray[np.int16], context: Mapping[str, NDArray[Any]], features: Sequence[str]) -> Codes:
+    """Kinds as they are where there are no features; else each with the codes of its features, as 64 bits.
+
+    ``context`` holds the carried columns; one that a shard does not have tells nothing.
+    """
+    if not features:
+        return kind_N
+    told_N = kind_N.astype(np.int64)
+    for place, column in enumerate(features, start=1):
+        if column in context:
+            told_N |= _codes(column, context[column]) << (BITS * place)
+    return told_N
+
+
+def packed(features: Sequence[str], said: Mapping[str, object]) -> int:
+    """What ``tell`` makes of one event whose kind is not known."""
+    return sum(
+        feature_code(column, said.get(column)) << (BITS * place) for place, column in enumerate(features, start=1)
+    )
+
+
+def kind_of(told: Codes) -> Codes:
+    """The codes of the kinds alone."""
+    return told & _MASK
+
+
+def features_of(told: Codes, num_features: int) -> list[NDArray[np.int64]]:
+    """The codes of each feature, of any shape."""
+    wide = told.astype(np.int64)
+    return [(wide >> (BITS * place)) & _MASK for place in range(1, num_features + 1)]
+
+
+def _codes(column: str, value_N: NDArray[Any]) -> NDArray[np.int64]:
+    names = [_name(value) for value in value_N.tolist()]
+    code_of = {name: feature_code(column, name) for name in dict.fromkeys(names)}
+    return np.fromiter((code_of[name] for name in names), dtype=np.int64, count=len(names))
+
+
+def _name(value: object) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,34 @@
+"""What an event adds to its item's vector beside the item: a learned vector for each value of a feature.
+
+Shape legend: B batch, L length, D width, F features, V values told apart.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.told import features_of
+
+_VALUES = 1024
+"""Of a feature, told apart by their code's remainder: of thirty, two are alike one time in three."""
+
+
+class Features(nn.Module):
+    """Zeros at first, and for what is not told: an event without features is its item alone until it has met some."""
+
+    def __init__(self, num_features: int, width: int) -> None:
+        super().__init__()
+        self.value_FVD = nn.Parameter(torch.zeros(num_features, _VALUES, width))
+
+    def reset(self) -> None:
+        """As at first."""
+        nn.init.zeros_(self.value_FVD)
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """What is added to each event, (B, L, D)."""
+        num_features, _, width = self.value_FVD.shape
+        added_BLD = self.value_FVD.new_zeros(*inputs.kind_BL.shape, width)
+        for value_VD, code_BL in zip(self.value_FVD, features_of(inputs.kind_BL, num_features), strict=True):
+            at_BL = torch.from_numpy(code_BL % _VALUES).to(value_VD.device)
+            added_BLD = added_BLD + nn.functional.embedding(at_BL, value_VD)
+        return added_BLD

@@ -1,0 +1,142 @@
+"""What a model is told of an event beside its item: from the log's columns to an answer."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from loop_kit import Stream, recipe
+
+from headrace.bundles.bundle import bundle_of, load_bundle
+from headrace.errors import ConfigError
+from headrace.inputs.contexts import Contexts
+from headrace.inputs.examples import Examples
+from headrace.inputs.told import feature_code, features_of, kind_of, packed, tell
+from headrace.records import kind_code
+from headrace.replay.packed import concatenate, pack
+from headrace.serving.check import mixed
+from headrace.serving.request import RequestError, parse
+from headrace.serving.service import answer
+
+DEVICES = ("phone", "desk")
+GOALS = {"phone": 30, "desk": 31}
+TOLD = ('columns.context=["device","hour"]', 'model.features=["device","hour"]')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def visits(shard):
+    """Two hundred sessions: any item, and then the one that goes with the device."""
+    draw = np.random.default_rng(shard)
+    device = draw.choice(DEVICES, 200)
+    return pa.table(
+        {
+            "item_id": np.stack([draw.integers(30, size=200), [GOALS[name] for name in device]], axis=1).reshape(-1),
+            "ts": 1_000_000 * shard + 1000 * np.arange(400),
+            "session_id": np.repeat(1000 * shard + np.arange(200), 2),
+            "user_id": np.repeat(np.arange(200), 2),
+            "event": ["view"] * 400,
+            "device": np.repeat(device, 2),
+            "hour": pa.array([None if row % 3 else row % 24 for row in range(400)], pa.int32()),
+        }
+    )
+
+
+def learned(folder, *overrides, shards=3):
+    stream = Stream(folder, recipe("train.warmup_epochs=8", "train.epochs=4", "train.learning_rate=0.01", *overrides))
+    for shard in range(shards):
+        stream.land(visits(shard))
+    return stream, stream.advance()
+
+
+def ask(loaded, **body):
+    return answer(loaded, [parse(json.dumps(body).encode())], 0, "r1")[0]
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "nsp"])
+def test_what_decides_is_learned_where_it_is_told_and_asked_for_alike(tmp_path, kind):
+    stream, manifests = learned(tmp_path, *TOLD, f"model.kind={kind}", 'methods=[{kind="online"},{kind="replay"}]')
+    loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
+    for device, goal in GOALS.items():
+        told = ask(loaded, items=[5], context={"device": device}, k=5)
+        assert told.items[0] == goal
+        assert told.unknown_context is None
+    rows = visits(2).to_pylist()
+    for row in rows[::2][:20]:  # what history knows of an event is what a request may say of it
+        as_of = row["ts"] + 500
+        known = ask(loaded, user_id=row["user_id"], session_id=row["session_id"], ts=as_of)
+        said = {name: row[name] for name in ("device", "hour") if row[name] is not None}
+        sent = ask(loaded, items=[row["item_id"]], session_id=row["session_id"], ts=as_of, context=said)
+        assert known.items[0] == sent.items[0]
+        if kind == "sasrec":  # the other is told of kinds and times, too, which a request does not send
+            assert (known.items, known.scores) == (sent.items, sent.scores)
+    body = json.dumps({"items": [5], "context": {"device": "desk", "moon": 1}}).encode()
+    got = answer(loaded, [parse(body)], 0, "r1")[0]
+    assert got.unknown_context == ["moon"]
+    assert json.loads(got.to_json())["unknown_context"] == ["moon"]
+    assert mixed(loaded, body, json.loads(got.to_json())) is False
+    other = json.dumps({"items": [5], "context": {"device": "phone"}}).encode()
+    assert mixed(loaded, other, json.loads(got.to_json())) is True
+
+
+def test_without_features_nothing_is_told(tmp_path):
+    stream, manifests = learned(tmp_path, 'columns.context=["device"]', shards=2)
+    loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
+    plain, told = ask(loaded, items=[5]), ask(loaded, items=[5], context={"device": "phone"})
+    assert (plain.items, plain.scores) == (told.items, told.scores)
+    assert told.unknown_context == ["device"]
+
+
+def test_a_shard_without_the_column_tells_nothing(tmp_path):
+    stream = Stream(tmp_path, recipe(*TOLD))
+    stream.land(visits(0).drop_columns(["device", "hour"]))
+    assert stream.advance()[-1].verdict == "publish"
+
+
+def test_numbers_and_words_are_told_apart_by_name():
+    assert feature_code("a", 5) == feature_code("a", 5.0) == feature_code("a", "5") == feature_code("a", np.int64(5))
+    assert feature_code("a", True) == feature_code("a", "true") != feature_code("a", 1)
+    assert len({feature_code("a", 5), feature_code("b", 5), feature_code("a", 6), feature_code("a", 5.5)}) == 4
+    assert feature_code("a", None) == feature_code("a", math.nan) == 0
+    assert feature_code("a", 1e300) > 0
+    assert feature_code("a", math.inf) > 0
+
+
+def test_codes_come_back_out_of_one_integer():
+    kind_N = np.array([kind_code("view"), kind_code("buy")], dtype=np.int16)
+    assert tell(kind_N, {"a": np.array([1, 2])}, ()) is kind_N
+    context = {"a": np.array([7.0, np.nan]), "b": np.array(["x", None], dtype=object)}
+    told_N = tell(kind_N, context, ("a", "b", "c"))
+    assert kind_of(told_N).tolist() == kind_N.tolist()
+    a_N, b_N, c_N = features_of(told_N, 3)
+    assert a_N.tolist() == [feature_code("a", 7), 0]
+    assert b_N.tolist() == [feature_code("b", "x"), 0]
+    assert c_N.tolist() == [0, 0]
+    assert packed(("a", "b"), {"b": "x", "a": 7}) == told_N[0] - kind_N[0]
+
+
+def test_replay_keeps_what_was_told():
+    told_T = np.array([2**59 + 5, 7, -(2**14)], dtype=np.int64)
+    contexts = Contexts(
+        np.array([1, 2, 3]), np.array([1, 2, 3]), told_T, np.array([0, 2, 3]), np.array([9, 9]), np.zeros(2, np.uint64)
+    )
+    one = np.ones(2, dtype=np.int64)
+    examples = Examples(contexts, np.arange(2), 0 * one, one, one.astype(np.float32), one, one, np.arange(2))
+    kept = pack(examples, np.zeros(2, dtype=np.uint8), 0)
+    twice = concatenate([kept, kept])
+    assert twice.examples().contexts.kind_T.tolist() == told_T.tolist() * 2
+    assert concatenate([]).examples().contexts.kind_T.tolist() == []
+
+
+def test_what_cannot_be_is_refused_in_words():
+    with pytest.raises(ConfigError, match=r"each must be one of columns\.context"):
+        recipe('model.features=["device"]')
+    with pytest.raises(RequestError, match='"context" is 3; send an object'):
+        parse(b'{"items": [], "context": 3}')
+    with pytest.raises(RequestError, match=r'"context"\["a"\] is \[1\]; send a word'):
+        parse(b'{"items": [], "context": {"a": [1]}}')
