@@ -33,6 +33,7 @@ def log_in_the_shape_of(recipe: Recipe, folder: Path) -> None:
             columns.user_id: session % 20,
             columns.event: np.array(columns.target_kinds or ("view",), dtype=object)[np.zeros(300, dtype=int)],
         }
+        named |= {name: draw.integers(4, size=300) for name in columns.context}
         order = np.argsort(named[columns.ts], kind="stable")
         table = pa.table({name: column[order] for name, column in named.items() if name is not None})
         landing.land(shard_name(index), table)

@@ -84,6 +84,17 @@ def test_what_decides_is_learned_where_it_is_told_and_asked_for_alike(tmp_path, 
     assert mixed(loaded, other, json.loads(got.to_json())) is True
 
 
+def test_methods_learn_with_features_the_same_bytes_twice(tmp_path):
+    methods = 'methods=[{kind="online"},{kind="replay"},{kind="distill"},{kind="progressive",every=1}]'
+    digests = []
+    for run in ("once", "again"):
+        words = (*TOLD, methods, "train.warmup_epochs=1", "train.epochs=1")
+        _, manifests = learned(tmp_path / run, *words)
+        assert [manifest.verdict for manifest in manifests] == ["publish"] * 3
+        digests.append([manifest.state_digest for manifest in manifests])
+    assert digests[0] == digests[1]
+
+
 def test_without_features_nothing_is_told(tmp_path):
     stream, manifests = learned(tmp_path, 'columns.context=["device"]', shards=2)
     loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
@@ -136,6 +147,8 @@ def test_replay_keeps_what_was_told():
 def test_what_cannot_be_is_refused_in_words():
     with pytest.raises(ConfigError, match=r"each must be one of columns\.context"):
         recipe('model.features=["device"]')
+    with pytest.raises(ConfigError, match="told of items alone"):
+        recipe(*TOLD, 'methods=[{kind="ewc"}]')
     with pytest.raises(RequestError, match='"context" is 3; send an object'):
         parse(b'{"items": [], "context": 3}')
     with pytest.raises(RequestError, match=r'"context"\["a"\] is \[1\]; send a word'):

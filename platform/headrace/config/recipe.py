@@ -121,6 +121,11 @@ class Recipe(Section):
                 'the method "ewc" takes the gradients of each example from model.kind = "sasrec"; received '
                 f'"{self.model.kind}"'
             )
+        if self.model.features and "ewc" in {method.kind for method in self.methods}:
+            raise ValueError(
+                'the method "ewc" takes the gradients of each example from a model that is told of items alone: leave '
+                "model.features or the method out"
+            )
         return self
 
     @model_validator(mode="after")
