@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.bench.freshness import RECIPE
 from headrace.bench.output import print_table
@@ -137,8 +138,15 @@ def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequ
     rows = _growth(scale.at_s, scale.found, settled_minutes * 60)
     print_table(
         f"from minute {settled_minutes:g} to the end",
-        ("what", "then", "at the end", "a minute"),
-        [[name, f"{row['then']:.1f}", f"{row['end']:.1f}", f"{row['a_minute']:+.2f}"] for name, row in rows.items()],
+        ("what", "then", "at the end", "a minute", "in the second half"),
+        [
+            [
+                name,
+                *(f"{row[key]:.1f}" for key in ("then", "end")),
+                *(f"{row[key]:+.2f}" for key in ("a_minute", "late")),
+            ]
+            for name, row in rows.items()
+        ],
     )
     return {"minutes": minutes, "settled_minutes": settled_minutes, "growth": rows}
 
@@ -146,16 +154,25 @@ def run(*, minutes: float = 60.0, settled_minutes: float = 10.0, overrides: Sequ
 def _growth(
     at_s: Sequence[float], found: Mapping[str, Sequence[float]], settled_s: float
 ) -> dict[str, dict[str, float]]:
-    """Medians of the first and last samples after ``settled_s`` (the end of the run itself left out), and the slope."""
+    """Medians of the first and last samples after ``settled_s`` (the end of the run itself left out), and the slopes.
+
+    Growth a minute over all of them, and over their second half ("late"), since what has a bound grows until it is full.
+    """
     at_S = np.array(at_s)
     used_S = (settled_s <= at_S) & (at_S <= at_S[-1] - 2 * _EVERY_S)
     rows = {}
     for name, values in sorted(found.items()):
         value_S = np.array(values)[used_S]
-        slope = float(np.polyfit(at_S[used_S] / 60, value_S, 1)[0]) if len(value_S) > 2 else 0.0
+        half = len(value_S) // 2
         rows[name] = {
             "then": float(np.median(value_S[:_ROWS])),
             "end": float(np.median(value_S[-_ROWS:])),
-            "a_minute": slope,
+            "a_minute": _slope(at_S[used_S], value_S),
+            "late": _slope(at_S[used_S][half:], value_S[half:]),
         }
     return rows
+
+
+def _slope(at_S: NDArray[np.float64], value_S: NDArray[np.float64]) -> float:
+    """A minute; ``at_S`` are seconds."""
+    return float(np.polyfit(at_S / 60, value_S, 1)[0]) if len(value_S) > 2 else 0.0
