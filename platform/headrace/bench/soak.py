@@ -156,7 +156,7 @@ def _growth(
 ) -> dict[str, dict[str, float]]:
     """Medians of the first and last samples after ``settled_s`` (the end of the run itself left out), and the slopes.
 
-    Growth a minute over all of them, and over their second half ("late"), since what has a bound grows until it is full.
+    Growth a minute over all of them, and over their second half ("late"): what has a bound grows until it is full.
     """
     at_S = np.array(at_s)
     used_S = (settled_s <= at_S) & (at_S <= at_S[-1] - 2 * _EVERY_S)
