@@ -95,6 +95,18 @@ def test_methods_learn_with_features_the_same_bytes_twice(tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_rows_that_a_window_reads_again_are_told_of_as_at_first(tmp_path):
+    window = 'feed.window={kind="all",window_s=1000000}'
+    stream = Stream(
+        tmp_path, recipe(*TOLD, window, "train.warmup_epochs=1", "train.epochs=6", "train.learning_rate=0.01")
+    )
+    for shard in range(3):
+        stream.land(visits(shard) if shard != 1 else visits(shard).drop_columns(["hour"]))
+    loaded = load_bundle(stream.store, bundle_of(stream.advance()[-1]))
+    for device, goal in GOALS.items():
+        assert ask(loaded, items=[5], context={"device": device}, k=5).items[0] == goal
+
+
 def test_without_features_nothing_is_told(tmp_path):
     stream, manifests = learned(tmp_path, 'columns.context=["device"]', shards=2)
     loaded = load_bundle(stream.store, bundle_of(manifests[-1]))

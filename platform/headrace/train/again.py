@@ -132,12 +132,19 @@ def _columns(rows: Rows) -> dict[str, NDArray[Any]]:
 
 
 def _take(rows: Rows, index_A: NDArray[np.int64]) -> Rows:
-    """These rows, without what is carried beside them."""
     taken: dict[str, Any] = {name: column[index_A] for name, column in _columns(rows).items()}
-    return Rows(**taken)
+    return Rows(**taken, context={name: column[index_A] for name, column in rows.context.items()})
 
 
 def _join(first: Rows, second: Rows) -> Rows:
     others = _columns(second)
     joined: dict[str, Any] = {name: np.concatenate([column, others[name]]) for name, column in _columns(first).items()}
-    return Rows(**joined)
+    carried = dict.fromkeys([*first.context, *second.context])  # in order; a shard need not have them all
+    return Rows(
+        **joined, context={name: np.concatenate([_carried(rows, name) for rows in (first, second)]) for name in carried}
+    )
+
+
+def _carried(rows: Rows, name: str) -> NDArray[Any]:
+    """A column that the log carries; None where these rows came without."""
+    return rows.context[name] if name in rows.context else np.full(len(rows), None, dtype=object)
