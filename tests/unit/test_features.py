@@ -11,14 +11,18 @@ from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.errors import ConfigError
-from headrace.inputs.contexts import Contexts
+from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.examples import Examples
-from headrace.inputs.told import feature_code, features_of, kind_of, packed, tell
+from headrace.inputs.told import feature_code, features_of, kind_of, tell, tell_one
+from headrace.models.features import Features
 from headrace.records import kind_code
 from headrace.replay.packed import concatenate, pack
+from headrace.serving.ask import read_context
 from headrace.serving.check import mixed
 from headrace.serving.request import RequestError, parse
 from headrace.serving.service import answer
+from headrace.train.group import Solo
+from headrace.train.state import resume
 
 DEVICES = ("phone", "desk")
 GOALS = {"phone": 30, "desk": 31}
@@ -115,6 +119,27 @@ def test_without_features_nothing_is_told(tmp_path):
     assert told.unknown_context == ["device"]
 
 
+@pytest.mark.parametrize("features", ['["hour","device"]', '["hour"]', "[]"])
+def test_a_state_does_not_go_on_with_other_features(tmp_path, features):
+    stream, manifests = learned(tmp_path, *TOLD, shards=1)
+    changed = recipe(TOLD[0], f"model.features={features}")
+    assert manifests[-1].verdict == "publish"
+    with pytest.raises(ConfigError, match=r"this state was made with \['device', 'hour'\]"):
+        resume(stream.store, changed, Solo(), torch.device("cpu"))
+
+
+def test_a_value_that_shares_its_vector_is_not_taken_for_nothing():
+    values = Features(1, 4)
+    torch.nn.init.ones_(values.value_FVD)
+    code_BL = np.array([[0, 1023 << 15, 1 << 15]], dtype=np.int64)
+    at = np.zeros((1, 3), dtype=np.int64)
+    added_BLD = values(ModelInputs(at, at, code_BL, np.zeros(1, dtype=np.int64)))
+    added_BLD.sum().backward()
+    counted_V = values.value_FVD.grad[0].sum(dim=1)
+    assert counted_V[0] == 0.0
+    assert counted_V.sum() == 8.0
+
+
 def test_a_shard_without_the_column_tells_nothing(tmp_path):
     stream = Stream(tmp_path, recipe(*TOLD))
     stream.land(visits(0).drop_columns(["device", "hour"]))
@@ -125,7 +150,7 @@ def test_numbers_and_words_are_told_apart_by_name():
     assert feature_code("a", 5) == feature_code("a", 5.0) == feature_code("a", "5") == feature_code("a", np.int64(5))
     assert feature_code("a", True) == feature_code("a", "true") != feature_code("a", 1)
     assert len({feature_code("a", 5), feature_code("b", 5), feature_code("a", 6), feature_code("a", 5.5)}) == 4
-    assert feature_code("a", None) == feature_code("a", math.nan) == 0
+    assert feature_code("a", None) == feature_code("a", math.nan) == feature_code("a", "") == 0
     assert feature_code("a", 1e300) > 0
     assert feature_code("a", math.inf) > 0
 
@@ -140,7 +165,7 @@ def test_codes_come_back_out_of_one_integer():
     assert a_N.tolist() == [feature_code("a", 7), 0]
     assert b_N.tolist() == [feature_code("b", "x"), 0]
     assert c_N.tolist() == [0, 0]
-    assert packed(("a", "b"), {"b": "x", "a": 7}) == told_N[0] - kind_N[0]
+    assert tell_one(("a", "b"), {"b": "x", "a": 7}) == told_N[0] - kind_N[0]
 
 
 def test_replay_keeps_what_was_told():
@@ -159,6 +184,13 @@ def test_replay_keeps_what_was_told():
 def test_what_cannot_be_is_refused_in_words():
     with pytest.raises(ConfigError, match=r"each must be one of columns\.context"):
         recipe('model.features=["device"]')
+    with pytest.raises(ConfigError, match="none may stand there twice"):
+        recipe(TOLD[0], 'model.features=["device","device"]')
+    with pytest.raises(ConfigError, match=r"feed\.synthetic makes none"):
+        recipe(*TOLD, "feed.synthetic={}")
+    with pytest.raises(ConfigError, match="--context phone: write it as column=value"):
+        read_context(["a=b", "phone"])
+    assert read_context(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
     with pytest.raises(ConfigError, match="told of items alone"):
         recipe(*TOLD, 'methods=[{kind="ewc"}]')
     with pytest.raises(RequestError, match='"context" is 3; send an object'):

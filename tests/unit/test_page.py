@@ -44,6 +44,7 @@ def _report(num, total=100, failed=0, slow=0, mixed=0):
         "cuts": list(range(num)),
         "events": 200 * num,
         "recall_at_20": {"live": series(0.4), "frozen": series(0.35), "oracle": series(0.5), "experts": experts},
+        "live_above": {"frozen": [0.05, 0.0], "experts": {"neural": [0.1, 0.001], LATE: [0.2, 0.001], PAUSED: None}},
         "blend_weights": weights,
         "freshness_s": {"p50": 0.5, "p99": None, "events": 100, "events_not_served": 7, "per_increment": series(0.6)},
         "requests": {"total": total, "failed": failed, "slow": slow, "recomputed": total // 10, "mixed_version": mixed},
@@ -95,6 +96,15 @@ def test_every_series_is_named_in_the_legend_and_at_its_end():
     labels = {text.text for text in tree.findall(f".//{SVG}text")}
     assert {"live", "frozen", "oracle", "neural", LATE, PAUSED} <= labels
     assert any(HOSTILE.startswith(label.removesuffix("…")) for label in labels if label.endswith("…"))
+
+
+def test_a_long_run_has_numbers_below_its_charts_and_says_how_many_increments_a_point_is():
+    report = _report(500) | {"increments": 10_000, "increments_a_row": 20, "cuts": list(range(19, 10_000, 20))}
+    page = build_page(report, "", [], as_of_ms=0, is_running=False)
+    labels = [text.text for text in _tree(page).findall(f".//{SVG}text")]
+    assert labels.count("2000") == labels.count("8000") == 3
+    assert "Running mean of 820 increments" in page
+    assert "median over the events of every 20 increments" in page
 
 
 def test_a_hostile_name_is_text():

@@ -217,6 +217,18 @@ def test_in_a_long_run_neighbouring_increments_share_a_row(monkeypatch):
     assert report["freshness_s"]["per_increment"] == [4.0, 3.5]
 
 
+def test_differences_are_taken_commit_by_commit(monkeypatch):
+    monkeypatch.setattr("headrace.tracking.report._MOST_ROWS", 2)
+    commits = []
+    for cut in range(4):  # frozen is asked in every second cut, on which live happens to be better
+        live = 0.5 if cut % 2 == 0 else 0.25
+        scores = {"live": _scores(live), "experts": {"neural": _scores(live - 0.125)}}
+        commits.append(_commit(cut, cut + 1, metrics=scores | ({"frozen": _scores(0.25)} if cut % 2 == 0 else {})))
+    report = report_of(commits, [], [])
+    assert report["live_above"] == {"frozen": [0.25, 0.0], "experts": {"neural": [0.125, 0.0]}}
+    assert report["recall_at_20"]["live"] == [0.375, 0.375]
+
+
 def test_requests_are_counted_not_kept_and_a_copy_stands_still():
     requests = Requests(Request(float(second), 1 + second // 10) for second in range(100))
     assert (requests.total, requests.versions) == (100, list(range(1, 11)))

@@ -1,7 +1,7 @@
 """Asking and looking: ``serve``, ``ask``, ``status`` and ``clean``, for whoever uses what a run has made."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,16 +33,26 @@ def ask(
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     explain: Annotated[bool, typer.Option(help="What share of each score is each expert's.")] = False,
     exclude_seen: Annotated[bool, typer.Option(help="Leave out what the session or the user has met.")] = False,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="How the items were met; may be repeated.", show_default=False),
+    ] = None,
     address: Annotated[str, typer.Option(help="Where the service listens.")] = _ADDRESS,
 ) -> None:
     """Ask a running service what comes next after these items, or for this user."""
     with errors_in_words():
         from headrace.serving.ask import ask as ask_service
-        from headrace.serving.ask import in_lines
+        from headrace.serving.ask import in_lines, read_context
 
         if not items and user is None:
             raise ConfigError("nothing to go by: name item ids, or a user with --user, or both")
-        for line in in_lines(ask_service(address, items or (), user, k=k, explain=explain, exclude_seen=exclude_seen)):
+        further: dict[str, Any] = {
+            "k": k,
+            "explain": explain,
+            "exclude_seen": exclude_seen,
+            "context": read_context(context or ()),
+        }
+        for line in in_lines(ask_service(address, items or (), user, **further)):
             typer.echo(line)
 
 

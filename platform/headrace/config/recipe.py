@@ -83,10 +83,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _features_are_carried(self) -> "Recipe":
-        if not set(self.model.features) <= set(self.columns.context):
+        features = self.model.features
+        if not set(features) <= set(self.columns.context) or len(set(features)) < len(features):
             raise ValueError(
-                f"model.features are {list(self.model.features)}: each must be one of columns.context, "
-                f"{list(self.columns.context)}, the columns that rows carry"
+                f"model.features are {list(features)}: each must be one of columns.context, "
+                f"{list(self.columns.context)}, the columns that rows carry, and none may stand there twice"
+            )
+        if features and self.feed.synthetic is not None:
+            raise ValueError(
+                "model.features are columns of a log, and feed.synthetic makes none: leave one of them out"
             )
         return self
 

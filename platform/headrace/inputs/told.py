@@ -1,7 +1,8 @@
 """What a model is told of an event beside its item and its time, in one integer: its kind, and up to three features.
 
 A feature is a column that the log carries (``columns.context``): how a page was reached, on which device, from which
-region. Its values are told apart by name, as kinds are, so that a request and a log may spell a number as they like.
+region. Its values are told apart by name, as kinds are: words, truth values and whole numbers have the same name in a
+log and in a request, whatever type their column has. Fractions have that of a double. Nothing, NaN and "" are not told.
 Shape legend: N events.
 """
 
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 
 from headrace.records import hash64
 
-BITS = 15
-"""Of each code; the kind's come lowest."""
-_MASK = (1 << BITS) - 1
+_BITS = 15  # of each code; the kind's come lowest
+_MASK = (1 << _BITS) - 1
 
 Codes: TypeAlias = "NDArray[np.signedinteger[Any]]"
+"""Kinds alone (int16), or with features (int64); wherever such an array is called ``kind``, it may hold either."""
 
 
 def feature_code(column: str, value: object) -> int:
-    """A stable small integer for a value of a feature; 0 where nothing is told (None, NaN)."""
+    """A stable small integer for a value of a feature; 0 where nothing is told (None, NaN, "")."""
     name = _name(value)
     return 0 if name is None else 1 + hash64("feature", column, name) % _MASK
 
@@ -37,14 +38,14 @@ def tell(kind_N: NDArray[np.int16], context: Mapping[str, NDArray[Any]], feature
     told_N = kind_N.astype(np.int64)
     for place, column in enumerate(features, start=1):
         if column in context:
-            told_N |= _codes(column, context[column]) << (BITS * place)
+            told_N |= _codes(column, context[column]) << (_BITS * place)
     return told_N
 
 
-def packed(features: Sequence[str], said: Mapping[str, object]) -> int:
+def tell_one(features: Sequence[str], said: Mapping[str, object]) -> int:
     """What ``tell`` makes of one event whose kind is not known."""
     return sum(
-        feature_code(column, said.get(column)) << (BITS * place) for place, column in enumerate(features, start=1)
+        feature_code(column, said.get(column)) << (_BITS * place) for place, column in enumerate(features, start=1)
     )
 
 
@@ -56,7 +57,7 @@ def kind_of(told: Codes) -> Codes:
 def features_of(told: Codes, num_features: int) -> list[NDArray[np.int64]]:
     """The codes of each feature, of any shape."""
     wide = told.astype(np.int64)
-    return [(wide >> (BITS * place)) & _MASK for place in range(1, num_features + 1)]
+    return [(wide >> (_BITS * place)) & _MASK for place in range(1, num_features + 1)]
 
 
 def _codes(column: str, value_N: NDArray[Any]) -> NDArray[np.int64]:
@@ -66,7 +67,7 @@ def _codes(column: str, value_N: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _name(value: object) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -3,6 +3,7 @@
 Shape legend: B batch, L length, D width, F features, V values told apart.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,11 +11,11 @@ from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.told import features_of
 
 _VALUES = 1024
-"""Of a feature, told apart by their code's remainder: of thirty, two are alike one time in three."""
+"""Of a feature, told apart by their code's remainder: of thirty, two are alike one time in three. 0: not told."""
 
 
 class Features(nn.Module):
-    """Zeros at first, and for what is not told: an event without features is its item alone until it has met some."""
+    """Zeros at first, and always for what is not told: an event without features is its item alone."""
 
     def __init__(self, num_features: int, width: int) -> None:
         super().__init__()
@@ -29,6 +30,6 @@ class Features(nn.Module):
         num_features, _, width = self.value_FVD.shape
         added_BLD = self.value_FVD.new_zeros(*inputs.kind_BL.shape, width)
         for value_VD, code_BL in zip(self.value_FVD, features_of(inputs.kind_BL, num_features), strict=True):
-            at_BL = torch.from_numpy(code_BL % _VALUES).to(value_VD.device)
-            added_BLD = added_BLD + nn.functional.embedding(at_BL, value_VD)
+            at_BL = torch.from_numpy(np.where(code_BL > 0, 1 + code_BL % (_VALUES - 1), 0)).to(value_VD.device)
+            added_BLD = added_BLD + nn.functional.embedding(at_BL, value_VD, padding_idx=0)
         return added_BLD

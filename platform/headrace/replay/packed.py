@@ -203,7 +203,9 @@ def _take(
     parts: Sequence[Packed], name: str, row_B: NDArray[np.int64], bound_G: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Rows of an array: those from ``bound_G[g]`` to ``bound_G[g + 1]`` are of part g."""
-    size = parts[0].arrays[name].shape[1] if parts else _SIZES[name]
+    sizes = {part.arrays[name].shape[1] for part in parts if len(part.arrays[name])} or {_SIZES[name]}
+    assert len(sizes) == 1, "events of one buffer are told of alike: with features, or without"
+    (size,) = sizes
     taken = np.empty((len(row_B), size), dtype=np.uint8)
     for part, (start, stop) in zip(parts, pairwise(bound_G.tolist()), strict=True):
         if start < stop:  # "clip" writes into ``out`` without a copy between

@@ -15,7 +15,9 @@ class UnansweredError(HeadraceError):
     """The service is there and did not answer the question."""
 
 
-def ask(address: str, items: Sequence[str], user: str | None = None, **further: int | bool) -> dict[str, Any]:
+def ask(
+    address: str, items: Sequence[str], user: str | None = None, **further: int | Mapping[str, str]
+) -> dict[str, Any]:
     """The answer to these items and this user, with further keys of ``POST /v1/recall``.
 
     Words of digits are sent as integers first, and as strings where the service then knows none of the items, or
@@ -24,7 +26,8 @@ def ask(address: str, items: Sequence[str], user: str | None = None, **further: 
     """
     connection = Connection(address)
     try:
-        first, second = ({"items": [read(word) for word in items], **further} for read in (_number, str))
+        first: dict[str, Any] = {"items": [_number(word) for word in items], **further}
+        second: dict[str, Any] = {"items": list(items), **further}
         if user is not None:
             first["user_id"], second["user_id"] = _number(user), user
         answer = _call(connection, address, first)
@@ -34,6 +37,14 @@ def ask(address: str, items: Sequence[str], user: str | None = None, **further: 
     finally:
         connection.close()
     return answer
+
+
+def read_context(words: Sequence[str]) -> dict[str, str]:
+    """``column=value``, one a word; ConfigError for another."""
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (column, sign, _) in zip(words, pairs, strict=True) if not (column and sign)]:
+        raise ConfigError(f"--context {wrong[0]}: write it as column=value, such as device=phone")
+    return {column: value for column, _, value in pairs}
 
 
 def _knows_nothing(answer: Mapping[str, Any], items: Sequence[str]) -> bool:
@@ -52,6 +63,8 @@ def in_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield f"version {answer['version']}, replica {answer['replica']}"
     if answer["unknown"]:
         yield f"not known to this version: {', '.join(map(str, answer['unknown']))}"
+    if answer.get("unknown_context"):
+        yield f"its model is not told of: {', '.join(answer['unknown_context'])}"
     if answer["fallback"]:
         yield str(answer["fallback"])
 

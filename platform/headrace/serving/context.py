@@ -14,7 +14,7 @@ from headrace.bundles.bundle import Loaded
 from headrace.history.past import newest_session, of_session
 from headrace.history.segments import Columns
 from headrace.inputs.contexts import Contexts, EventLog, build_contexts
-from headrace.inputs.told import packed
+from headrace.inputs.told import tell_one
 from headrace.serving.request import ItemId, Question
 
 
@@ -41,7 +41,7 @@ def look_up(loaded: Loaded, questions: Sequence[Question], as_of: Sequence[int])
     chosen = [_chosen(loaded, *asked) for asked in zip(questions, pasts, as_of, strict=True)]
     recent = [rows for rows, _ in chosen]
     contexts = build_contexts(
-        _log(recent, numbers, as_of, [packed(loaded.features, question.context) for question in questions]),
+        _log(recent, numbers, as_of, [tell_one(loaded.features, question.context) for question in questions]),
         np.arange(len(questions), dtype=np.uint64),
         np.array(as_of, dtype=np.int64),
         np.array([session for _, session in chosen], dtype=np.uint64),

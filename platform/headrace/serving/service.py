@@ -13,7 +13,7 @@ from headrace.recommend.recommender import Top
 from headrace.serving.context import Asked, look_up
 from headrace.serving.request import ItemId, Question, shown
 
-_ON_REQUEST = ("shares", "num_recent", "unknown_context")
+_MAY_BE_LEFT_OUT = ("shares", "num_recent", "unknown_context")
 _POPULAR = "these are the popular ones"
 
 
@@ -44,7 +44,7 @@ class Answer:
         """The body of the response."""
         content = asdict(self)
         return json.dumps(
-            {name: value for name, value in content.items() if value is not None or name not in _ON_REQUEST}
+            {name: value for name, value in content.items() if value is not None or name not in _MAY_BE_LEFT_OUT}
         ).encode()
 
 

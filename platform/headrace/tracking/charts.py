@@ -73,12 +73,10 @@ class _Frame:
         base = self.height - BOTTOM + 18
         parts = [text(WIDTH - RIGHT + 30, base, self.axis)]
         if self.cuts:
-            place = {cut: at for at, cut in enumerate(self.cuts)}
             ticks = [round(tick) for tick in round_ticks(self.cuts[0], max(self.cuts[-1], self.cuts[0] + 5), 8)]
-            found = np.array([place[tick] for tick in dict.fromkeys(ticks) if tick in place], dtype=np.int64)
-            parts += [
-                text(x, base, f"{self.cuts[at]}", "middle") for at, x in zip(found.tolist(), self.x(found), strict=True)
-            ]
+            shown = [tick for tick in dict.fromkeys(ticks) if self.cuts[0] <= tick <= self.cuts[-1]]
+            found = np.searchsorted(np.array(self.cuts), np.array(shown, dtype=np.int64))  # the column that it is in
+            parts += [text(x, base, f"{tick}", "middle") for tick, x in zip(shown, self.x(found), strict=True)]
         return parts
 
     def hovers(self, words: Mapping[int, str]) -> list[str]:

@@ -17,7 +17,7 @@ from headrace.tracking.html import data_table, legend_list, section, whole
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS
 from headrace.tracking.report import Outcome, replace_whole
 from headrace.tracking.samples import samples_section
-from headrace.tracking.series import Floats, floats, mean_difference, running_mean, window_of
+from headrace.tracking.series import Floats, floats, running_mean, window_of
 from headrace.tracking.vitals import vitals_sections
 
 _LANES = ("publish", ROLLED_BACK, "hold", "reject")
@@ -81,19 +81,16 @@ def _tiles(report: Mapping[str, Any]) -> Iterator[str]:
     yield _tile(_duration(fresh.get("p99")), "fresh, 99th percentile", told)
     rate = report.get("train_events_per_s")
     yield _tile(_NONE if rate is None else f"{rate:,.0f}", "events/s in training", "warm-up left out")
-    yield from _gains(report.get("recall_at_20", {}))
+    yield from _gains(report.get("live_above", {}))
 
 
-def _gains(recall: Mapping[str, Any]) -> Iterator[str]:
+def _gains(live_above: Mapping[str, Any]) -> Iterator[str]:
     """How far live lies above what was never updated, and above the expert that comes closest to it."""
-    live, experts = floats(recall.get("live", ())), recall.get("experts", {})
-    above = {name: mean_difference(live, floats(values)) for name, values in experts.items()}
-    known = {name: gain[0] for name, gain in above.items() if gain is not None}
-    best = min(known, key=known.__getitem__, default=None)
-    frozen = mean_difference(live, floats(recall["frozen"])) if recall else None
+    known = {name: gain for name, gain in live_above.get("experts", {}).items() if gain is not None}
+    best = min(known, key=lambda name: known[name][0], default=None)
     for words, gain in (
-        ("live over frozen", frozen),
-        (f"live over the best expert{'' if best is None else f', {best}'}", None if best is None else above[best]),
+        ("live over frozen", live_above.get("frozen")),
+        (f"live over the best expert{'' if best is None else f', {best}'}", None if best is None else known[best]),
     ):
         value = _NONE if gain is None else f"{100 * gain[0]:+.2f}"
         noise = "too few increments" if gain is None else f"points of recall@20, ± {100 * gain[1]:.2f}"
@@ -125,7 +122,7 @@ def _recall(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str,
 def _weights(cuts: Sequence[int], report: Mapping[str, Any], colour: Mapping[str, str]) -> str:
     layers = {name: floats(values) for name, values in report.get("blend_weights", {}).items()}
     chart = stack_chart(cuts, layers, colour)
-    note = "Each expert's weight in what is served, after each increment. Beside the names: the newest."
+    note = f"Each expert's weight in what is served, after {_each(report)}. Beside the names: the newest."
     legend = legend_list((name, colour[name], _share_of(weight_C)) for name, weight_C in layers.items())
     return section("Weights of the blend", note, legend, chart)
 
@@ -134,7 +131,8 @@ def _freshness(cuts: Sequence[int], report: Mapping[str, Any]) -> str:
     fresh = report.get("freshness_s", {})
     chart = spread_chart(cuts, floats(fresh.get("per_increment", ())), "live", "s")
     note = (
-        "Seconds from a shard's landing to answers with it from every replica, median of each cut's events. "
+        "Seconds from a shard's landing to answers with it from every replica, median over the events of "
+        f"{_each(report)}. "
         f"Over all events: median {_duration(fresh.get('p50'))}, 99th percentile {_duration(fresh.get('p99'))}."
     )
     return section("Freshness", note, "", chart)
@@ -164,6 +162,12 @@ def _counters(report: Mapping[str, Any]) -> str:
     state = "good-word" if adds_up else "bad-word"
     table = data_table(("rows", "", "share"), rows, numbers=(1, 2)) + f'<p class="{state}">{word}</p>' if rows else ""
     return section("Where every row went", "As of the newest commit.", "", table)
+
+
+def _each(report: Mapping[str, Any]) -> str:
+    """Of what a chart's values speak."""
+    a_row = report.get("increments_a_row", 1)
+    return "each increment" if a_row == 1 else f"every {a_row} increments"
 
 
 def _newest(line: Line) -> str:

@@ -1,6 +1,7 @@
 """``report.json``: a pure function of the commits, of what landed, and of the client's log, so it survives a kill.
 
-Every figure is defined in docs/metrics.md. Shape legend: R replicas, L landings, V versions of one replica.
+Every figure is defined in docs/metrics.md. Shape legend: C commits, R rows of the report (in freshness: replicas), A
+commits of a row, L landings, V versions of one replica.
 """
 
 import json
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from headrace.clock import train_s
 from headrace.commit.summary import KEPT_FIGURES, Summary
+from headrace.tracking.series import mean_difference
 
 if TYPE_CHECKING:
     from headrace.commit.manifest import Verdict
@@ -146,10 +148,10 @@ class Increments:
         found = self._series.get(name)
         return [None] * len(self.row_cuts) if found is None else self.in_rows(found)
 
-    def in_rows(self, value_C: Sequence[float]) -> list[float | None]:
+    def in_rows(self, value_C: Sequence[float] | NDArray[np.float64]) -> list[float | None]:
         """The means of each row's commits, of those that are not NaN; None where there is none."""
         if self.a_row == 1:
-            return [None if math.isnan(value) else value for value in value_C]
+            return [None if math.isnan(value) else float(value) for value in value_C]
         rows = len(self.row_cuts)
         padded_RA = np.full((rows, self.a_row), np.nan)
         padded_RA.reshape(-1)[: len(value_C)] = value_C
@@ -168,10 +170,24 @@ class Increments:
         names = sorted(name[1] for name in self._series if name[0] == "vitals")
         found = {_plain(name): self.series("vitals", name) for name in names}
         if found:
-            live, frozen = (self.series(name, "recall@20") for name in ("live", "frozen"))
-            pairs = zip(live, frozen, strict=True)
-            found["regret_at_20"] = [None if None in pair else (pair[1] or 0.0) - (pair[0] or 0.0) for pair in pairs]
+            found["regret_at_20"] = self.in_rows(self._recall("frozen") - self._recall("live"))
         return found
+
+    def live_above(self) -> dict[str, Any]:
+        """Of recall@20, on the commits that have both: how far live lies above frozen and each expert, [mean, half].
+
+        Half the width of a 95 % interval, as of independent commits; None where fewer than two have both.
+        """
+        live_C = self._recall("live")
+        experts = sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == "recall@20")
+        return {
+            "frozen": mean_difference(live_C, self._recall("frozen")),
+            "experts": {name: mean_difference(live_C, self._recall("experts", name)) for name in experts},
+        }
+
+    def _recall(self, *name: str) -> NDArray[np.float64]:
+        found = self._series.get((*name, "recall@20"))
+        return np.full(len(self), np.nan) if found is None else np.array(found)
 
     def anchors(self) -> dict[str, list[float | None]]:
         """By the cut that completed them: what the neural expert made of held-out queries whenever they were asked."""
@@ -282,6 +298,7 @@ def build_report(
         "events": increments.events,
         "recall_at_20": increments.scores("recall@20"),
         "mrr_at_20": increments.scores("mrr@20"),
+        "live_above": increments.live_above(),
         "blend_weights": increments.weights(),
         "vitals": increments.vitals(),
         "anchors": increments.anchors(),

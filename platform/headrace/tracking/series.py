@@ -55,12 +55,12 @@ def running_mean(value_C: Floats, window: int) -> Curve:
     return Curve(mean_C + middle, half_C)
 
 
-def mean_difference(ours_C: Floats, theirs_C: Floats) -> tuple[float, float] | None:
+def mean_difference(ours_C: Floats, theirs_C: Floats) -> list[float] | None:
     """Mean over the increments that have both, and half its 95 % band; None for fewer than two of them."""
     both_C = (ours_C - theirs_C)[np.isfinite(ours_C - theirs_C)]
     if len(both_C) < 2:
         return None
-    return float(both_C.mean()), float(1.96 * both_C.std(ddof=1) / math.sqrt(len(both_C)))
+    return [float(both_C.mean()), float(1.96 * both_C.std(ddof=1) / math.sqrt(len(both_C)))]
 
 
 def kept(num_increments: int, most: int) -> NDArray[np.int64]:

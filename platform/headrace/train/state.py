@@ -20,6 +20,7 @@ from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
 from headrace.config.recipe import Recipe
+from headrace.errors import ConfigError
 from headrace.evaluation.forgetting import Anchors
 from headrace.evaluation.sequential import Trial
 from headrace.evaluation.usual import Usual
@@ -263,8 +264,14 @@ def load_version(store: Store, manifest: Manifest, device: torch.device) -> Reco
 
 
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
-    """The learner exactly as this commit left it, but for replay."""
+    """The learner exactly as this commit left it, but for replay. ConfigError where it is told of other features."""
     facts = manifest.facts
+    told = facts["recipe"]["model"].get("features", [])
+    if list(recipe.model.features) != list(told):  # history, replay and the model's vectors know them by their place
+        raise ConfigError(
+            f"model.features are {list(recipe.model.features)}, and this state was made with {list(told)}: use these, "
+            "or give the run a folder and a store of its own"
+        )
     state = fresh(recipe, group, device)
     load_learner(state, store, manifest)
     state.catalogue = Catalogue.from_state(_read(store, manifest, "catalogue"))
