@@ -6,8 +6,8 @@ import torch
 from step_kit import MODEL, NUM_ITEMS, PairRank, batch_of, fingerprint, make_examples, make_step, on_both, passes
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.methods import OnlineConfig, PassesConfig
-from headrace.config.models import SampledSoftmaxConfig, SasRecConfig, SoftmaxConfig
+from headrace.config.methods import OnlineConfig
+from headrace.config.models import SasRecConfig, SoftmaxConfig
 from headrace.errors import TrainingError
 from headrace.inputs.contexts import contexts_of, pad
 from headrace.inputs.examples import Examples
@@ -189,33 +189,6 @@ def test_targets_outside_are_counted_and_a_step_without_any_is_passed_over():
     stats = train_passes(step, examples, nobody, np.arange(NUM_ITEMS), epochs=1, seed=9, increment=0)
     assert (stats.steps, stats.targets, stats.targets_outside) == (0, 0, 16)
     assert fingerprint(step) == before
-
-
-def test_the_learning_rate_falls_in_a_line_over_the_steps_of_an_increment(monkeypatch):
-    step, seen = make_step(budget=PassesConfig(rate_at_end=0.25), methods=[]), []
-    run = step.run
-
-    def watched(batch: StepBatch | None, total: float, slot_E: torch.Tensor, rate: float = 1.0) -> float:
-        seen.append(rate)
-        return run(batch, total, slot_E, rate)
-
-    monkeypatch.setattr(step, "run", watched)
-    passes(step, make_examples(12, 32), epochs=3)
-    assert seen == pytest.approx([1.0 - 0.75 * number / 12 for number in range(12)])
-    del seen[:]
-    passes(step, make_examples(13, 32), increment=1)
-    assert seen == pytest.approx([1.0 - 0.75 * number / 8 for number in range(8)])
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_a_rate_of_nothing_moves_nothing(sampled):
-    step = make_step(objective=SampledSoftmaxConfig(negatives=4) if sampled else None)
-    step.begin_increment(NUM_ITEMS, 0)
-    before = fingerprint(step)
-    weights = [value.clone() for value in step.model.state_dict().values()]
-    step.run(batch_of(make_examples(9, 8), range(8)), 8.0, torch.arange(NUM_ITEMS), 0.0)
-    assert all(torch.equal(one, other) for one, other in zip(weights, step.model.state_dict().values(), strict=True))
-    assert fingerprint(step) != before  # its moments have met the gradient
 
 
 def test_the_eligible_need_not_be_a_prefix():

@@ -173,8 +173,6 @@ class PassesConfig(Section):
     """As many passes over all examples as ``train.warmup_epochs`` and ``train.epochs`` say."""
 
     kind: Literal["passes"] = "passes"
-    rate_at_end: Share = 1.0
-    """Of the learning rate: what is left of it at an increment's end, to which it falls in a line. 1: it stays."""
 
 
 class EarlyStopConfig(Section):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
-from headrace.config.methods import BudgetConfig, EarlyStopConfig
+from headrace.config.methods import EarlyStopConfig
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf
@@ -115,8 +115,7 @@ def train_passes(
     course = _course(step, examples, replayed, eligible, slot_I, prior)
     losses = checkpoint.resume(step, stop) if checkpoint is not None else []
     while len(losses) < epochs if stop is None else not stop.is_over:
-        draw = generator(seed, "batches", increment, len(losses), step.group.rank)
-        losses.append(_pass(step, course, draw, _rates(step.config.budget, len(losses), epochs)))
+        losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
         if stop is not None:
             stop.see(step)
         if checkpoint is not None:
@@ -161,23 +160,17 @@ def _course(
     return _Course(examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight))
 
 
-def _rates(budget: BudgetConfig, epoch: int, epochs: int) -> tuple[float, float]:
-    """What is left of the learning rate at a pass's first step, and after its last one."""
-    fall = 0.0 if isinstance(budget, EarlyStopConfig) else 1.0 - budget.rate_at_end
-    return 1.0 - fall * epoch / epochs, 1.0 - fall * (epoch + 1) / epochs
-
-
-def _pass(step: TrainStep, course: _Course, draw: np.random.Generator, rates: tuple[float, float]) -> float:
-    """One pass in batches that are drawn; the mean loss a unit of weight. ``rates``: see ``_rates``."""
+def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
+    """One pass in batches that are drawn; the mean loss a unit of weight."""
     group, examples = step.group, course.examples
     plan = plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, group), draw)
     total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
     loss = 0.0
     batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
-    for total, rate in zip(total_K.tolist(), np.linspace(*rates, len(total_K), endpoint=False).tolist(), strict=True):
+    for total in total_K.tolist():
         batch = next(batches, None)
         if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
-            loss += step.run(batch, total, course.slot_E, rate)
+            loss += step.run(batch, total, course.slot_E)
     return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
 
 

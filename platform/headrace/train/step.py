@@ -194,11 +194,10 @@ class TrainStep:
         for method in self.methods:
             method.end_increment(self.model, learned)
 
-    def run(self, batch: StepBatch | None, total_weight: float, slot_E: Tensor, rate: float = 1.0) -> float:
+    def run(self, batch: StepBatch | None, total_weight: float, slot_E: Tensor) -> float:
         """One step on this rank's ``batch`` (None: it has none); returns its weighted sum of losses.
 
-        ``total_weight`` is that of all ranks' eligible targets, ``slot_E`` the eligible items' rows, ascending. The
-        learning rate is multiplied by ``rate``, beside what methods say.
+        ``total_weight`` is that of all ranks' eligible targets, ``slot_E`` the eligible items' rows, ascending.
         TrainingError before ``begin_increment``.
         """
         if self.increment < 0:
@@ -214,7 +213,7 @@ class TrainStep:
         self._add_penalties(view, gradient_RD)
         self.group.sum_(self._flat)
         self._guard()
-        scale = rate
+        scale = 1.0
         for method in self.methods:
             scale *= method.learning_rate_scale(self.steps_since_fresh)
         self._optimizer.step(scale)
