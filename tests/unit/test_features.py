@@ -51,11 +51,12 @@ def visits(shard):
     )
 
 
-def learned(folder, *overrides, shards=3):
+def learned(folder, *overrides, shards=3, stops=()):
+    """Trained to the end, in as many starts as there are stops, and one."""
     stream = Stream(folder, recipe("train.warmup_epochs=8", "train.epochs=4", "train.learning_rate=0.01", *overrides))
     for shard in range(shards):
         stream.land(visits(shard))
-    return stream, stream.advance()
+    return stream, [manifest for until in (*stops, None) for manifest in stream.advance(until=until)]
 
 
 def ask(loaded, **body):
@@ -97,6 +98,15 @@ def test_methods_learn_with_features_the_same_bytes_twice(tmp_path):
         assert [manifest.verdict for manifest in manifests] == ["publish"] * 3
         digests.append([manifest.state_digest for manifest in manifests])
     assert digests[0] == digests[1]
+
+
+def test_a_state_with_features_goes_on_to_the_byte(tmp_path):
+    methods = 'methods=[{kind="online"},{kind="replay"},{kind="progressive",every=1,max_columns=2,consolidate_steps=2}]'
+    experts = 'experts=[{kind="popular"},{kind="encodings"}]'
+    words = (*TOLD, methods, experts, "train.warmup_epochs=1", "train.epochs=1", "evaluation.eval_share=0.2")
+    _, at_once = learned(tmp_path / "once", *words, shards=4)
+    _, stopped = learned(tmp_path / "twice", *words, shards=4, stops=(1,))
+    assert [manifest.state_digest for manifest in stopped] == [manifest.state_digest for manifest in at_once]
 
 
 def test_rows_that_a_window_reads_again_are_told_of_as_at_first(tmp_path):
