@@ -109,9 +109,9 @@ def test_samples_are_the_pasts_of_those_who_came_last_and_their_answers(tmp_path
     assert [sample.past[-1].item_id for sample in samples] == [1000 + (7 * event + 1) % 30 for event in (59, 58, 57)]
     assert [sample.num_before for sample in samples] == [{"session": 5, "user": 25}[context]] * 3
     recall = headrace.load(stream.store.uri)
-    for sample, past in zip(samples, recall.newest_pasts(3), strict=True):
+    for sample, (past, answered) in zip(samples, recall.newest(3, 5), strict=True):
         assert [item.item_id for item in sample.past] == past[-5:]
-        assert [item.item_id for item in sample.answers] == recall.recall(past, k=5).items
+        assert [item.item_id for item in sample.answers] == answered.items == recall.recall(past, k=5).items
     assert samples[0].past[-1] == Shown(1024, "jam")
     assert recall.names([1004, 1005, 1, "?"]) == ["tea", None, None, None]
     ids = Loader(stream.store).load_ids(bundle_of(newest))

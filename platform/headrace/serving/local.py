@@ -15,7 +15,7 @@ from headrace.bundles.publish import read_bundle, read_pointer
 from headrace.clock import wall_ms
 from headrace.errors import ConfigError
 from headrace.history.past import newest_session, of_session
-from headrace.serving.request import ItemId, parse
+from headrace.serving.request import ItemId, Question, parse
 from headrace.serving.service import Answer, answer
 from headrace.store.store import Store
 
@@ -50,10 +50,11 @@ class LocalRecall:
         numbers = self._loaded.catalogue.numbers(np.array(items, dtype=object))
         return [self._loaded.catalogue.listing.name(number) for number in numbers.tolist()]
 
-    def newest_pasts(self, count: int) -> list[list[ItemId]]:
-        """Of those who came last, newest first, the items that a question about them would be asked from, oldest first.
+    def newest(self, count: int, k: int) -> list[tuple[list[ItemId], Answer]]:
+        """Those who came last, newest first: the items that they are asked from, oldest first, and ``k`` answers.
 
-        That is their newest session's, or all that is known of them, as ``inputs.context`` says.
+        The items are their newest session's, or all that is known of them, as ``inputs.context`` says; the answers are
+        those to a request that names the user, so that what was told of their events counts.
         """
         loaded = self._loaded
         assert loaded.past is not None, "loaded with its history"
@@ -62,7 +63,9 @@ class LocalRecall:
         pasts = [past_of[owner] for owner in owners]
         if loaded.inputs.context == "session":
             pasts = [of_session(past, newest_session(past, _EVER) or 0) for past in pasts]
-        return [loaded.catalogue.raw_ids(past["item"][-loaded.inputs.max_events :]) for past in pasts]
+        items = [loaded.catalogue.raw_ids(past["item"][-loaded.inputs.max_events :]) for past in pasts]
+        asked = [Question(k=k, known_owner=owner) for owner in owners]
+        return list(zip(items, answer(loaded, asked, wall_ms(), _NAME) if asked else [], strict=True))
 
     def recall(
         self,

@@ -16,15 +16,13 @@ _TOP = 5
 def sample_answers(recipe: Recipe) -> list[Sample]:
     """A few pasts out of the newest version's history, and its answers; ConfigError where no version is published."""
     recall = LocalRecall(Store(recipe.store_uri))
-    pasts = recall.newest_pasts(_SAMPLES)
-    answers = recall.recall_many([{"items": items, "k": _TOP} for items in pasts])
     return [
         Sample(
             _shown(recall, items[-_PAST:], [None] * _PAST),
             max(0, len(items) - _PAST),
             _shown(recall, answer.items, answer.scores),
         )
-        for items, answer in zip(pasts, answers, strict=True)
+        for items, answer in recall.newest(_SAMPLES, _TOP)
     ]
 
 
