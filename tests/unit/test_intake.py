@@ -10,7 +10,7 @@ from loop_kit import Stream, recipe
 from headrace.catalogue.ids import Catalogue
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
-from headrace.history.past import HISTORY_COLUMNS
+from headrace.history.past import history_columns
 from headrace.history.segments import SegmentLog
 from headrace.inputs.sessions import derive_sessions
 from headrace.records import KEY_GROUPS
@@ -34,7 +34,7 @@ def intake(folder: Path, rows: list[tuple[int, int, int, int]], *overrides: str)
     part = cut_rows(LedgerReader(made.store), cut, made.recipe.columns, range(KEY_GROUPS))
     catalogue = Catalogue()
     catalogue.admit(part.item_I)
-    history = SegmentLog(HISTORY_COLUMNS, 50, 10**6)
+    history = SegmentLog(history_columns(0), 50, 10**6)
     return take(part.rows, catalogue, history, None, made.recipe), made
 
 
