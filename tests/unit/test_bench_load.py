@@ -56,9 +56,16 @@ def test_phases_follow_one_another() -> None:
 
 
 def test_growth_is_told_from_the_settled_moment_on() -> None:
-    samples = [(5.0 * n, {"driver MB": 100.0 if n > 60 else float(n), "files": float(n)}) for n in range(200)]
-    grown = soak._growth(samples, 400.0)
-    assert grown["driver MB"] == {"then": 100.0, "end": 100.0, "a_minute": pytest.approx(0.0, abs=1e-9)}
-    assert grown["files"]["a_minute"] == pytest.approx(12.0)
+    found = {
+        "driver MB": [100.0 if n > 60 else float(n) for n in range(200)],
+        "files": [float(n) for n in range(200)],
+        "parts": [min(float(n), 139.0) for n in range(200)],
+    }
+    grown = soak._growth([5.0 * n for n in range(200)], found, 400.0)
+    none = pytest.approx(0.0, abs=1e-9)
+    assert grown["driver MB"] == {"then": 100.0, "end": 100.0, "a_minute": none, "late": none}
+    assert grown["files"]["a_minute"] == grown["files"]["late"] == pytest.approx(12.0)
+    assert grown["parts"]["a_minute"] > 1.0
+    assert grown["parts"]["late"] == none
     with pytest.raises(ConfigError, match="leaves nothing after"):
         soak.run(minutes=5.0, settled_minutes=5.0)
