@@ -67,5 +67,6 @@ def test_growth_is_told_from_the_settled_moment_on() -> None:
     assert grown["files"]["a_minute"] == grown["files"]["late"] == pytest.approx(12.0)
     assert grown["parts"]["a_minute"] > 1.0
     assert grown["parts"]["late"] == none
+    assert soak._growth([5.0, 10.0], {"files": [1.0, 2.0]}, 400.0) == {}
     with pytest.raises(ConfigError, match="leaves nothing after"):
         soak.run(minutes=5.0, settled_minutes=5.0)

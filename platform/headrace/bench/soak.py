@@ -160,7 +160,9 @@ def _growth(
     """
     at_S = np.array(at_s)
     used_S = (settled_s <= at_S) & (at_S <= at_S[-1] - 2 * _EVERY_S)
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    if not used_S.any():  # the run ended too soon
+        return rows
     for name, values in sorted(found.items()):
         value_S = np.array(values)[used_S]
         half = len(value_S) // 2

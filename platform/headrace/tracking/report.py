@@ -162,8 +162,7 @@ class Increments:
     def scores(self, figure: str) -> dict[str, Any]:
         """A figure of each version that is scored, and of each expert."""
         versions = {name: self.series(name, figure) for name in ("live", "learner", "frozen")}
-        experts = sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == figure)
-        return {**versions, "experts": {expert: self.series("experts", expert, figure) for expert in experts}}
+        return {**versions, "experts": {name: self.series("experts", name, figure) for name in self._experts(figure)}}
 
     def vitals(self) -> dict[str, list[float | None]]:
         """How the learner was at each commit, by figure; what frozen found and live did not among them."""
@@ -179,11 +178,14 @@ class Increments:
         Half the width of a 95 % interval, as of independent commits; None where fewer than two have both.
         """
         live_C = self._recall("live")
-        experts = sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == "recall@20")
+        experts = {name: self._recall("experts", name) for name in self._experts("recall@20")}
         return {
             "frozen": mean_difference(live_C, self._recall("frozen")),
-            "experts": {name: mean_difference(live_C, self._recall("experts", name)) for name in experts},
+            "experts": {name: mean_difference(live_C, their_C) for name, their_C in experts.items()},
         }
+
+    def _experts(self, figure: str) -> list[str]:
+        return sorted(name[1] for name in self._series if name[0] == "experts" and name[2] == figure)
 
     def _recall(self, *name: str) -> NDArray[np.float64]:
         found = self._series.get((*name, "recall@20"))
