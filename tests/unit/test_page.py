@@ -7,8 +7,9 @@ import pytest
 
 from headrace.store.store import Store
 from headrace.tracking.console import Observer
+from headrace.tracking.increments import Increments, Outcome
 from headrace.tracking.page import build_page, write_page
-from headrace.tracking.report import Increments, Outcome, Requests, build_report
+from headrace.tracking.report import Requests, build_report
 from headrace.tracking.samples import told
 from headrace.tracking.series import (
     floats,

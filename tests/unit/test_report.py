@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from headrace.commit.manifest import Envelope, Manifest
 from headrace.commit.summary import Summary, summary_of
+from headrace.tracking.increments import Increments
 from headrace.tracking.report import (
-    Increments,
     Landing,
     Requests,
     build_report,
@@ -202,7 +202,7 @@ def test_a_series_that_begins_late_or_pauses_has_nulls_there():
 
 
 def test_in_a_long_run_neighbouring_increments_share_a_row(monkeypatch):
-    monkeypatch.setattr("headrace.tracking.report._MOST_ROWS", 2)
+    monkeypatch.setattr("headrace.tracking.increments._MOST_ROWS", 2)
     shares = [0.5, None, 0.75, 0.25, None]
     commits = [
         _commit(cut, cut + 1, metrics={"experts": {} if share is None else {"neural": _scores(share)}})
@@ -218,7 +218,7 @@ def test_in_a_long_run_neighbouring_increments_share_a_row(monkeypatch):
 
 
 def test_differences_are_taken_commit_by_commit(monkeypatch):
-    monkeypatch.setattr("headrace.tracking.report._MOST_ROWS", 2)
+    monkeypatch.setattr("headrace.tracking.increments._MOST_ROWS", 2)
     commits = []
     for cut in range(4):  # frozen is asked in every second cut, on which live happens to be better
         live = 0.5 if cut % 2 == 0 else 0.25

@@ -12,8 +12,9 @@ from headrace.commit.summary import Summary, summary_of
 from headrace.evaluation.bias import NEW_S, new_item_recall, recall_by_age, shown
 from headrace.evaluation.forgetting import SIZE, Anchors, Held, Score
 from headrace.inputs.contexts import contexts_of, offsets
+from headrace.tracking.increments import Increments
 from headrace.tracking.page import build_page
-from headrace.tracking.report import Increments, Requests, build_report
+from headrace.tracking.report import Requests, build_report
 from headrace.tracking.wandb_run import row_of
 from headrace.train import increment, vitals
 

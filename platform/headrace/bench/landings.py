@@ -14,7 +14,8 @@ from headrace.feed.entries import Shard
 from headrace.feed.ledger import LedgerReader
 from headrace.records import Cut
 from headrace.store.store import Store
-from headrace.tracking.report import Increments, Landing, Requests, freshness_of, weighted_quantile
+from headrace.tracking.increments import Increments
+from headrace.tracking.report import Landing, Requests, freshness_of, weighted_quantile
 from headrace.train.feeder import LandingLog
 
 Fresh = list[tuple[Landing, float]]

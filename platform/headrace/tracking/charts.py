@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.tracking.report import Outcome
+from headrace.tracking.increments import Outcome
 from headrace.tracking.series import Curve, Floats, kept, log_ticks, round_ticks, spread
 from headrace.tracking.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, area, curve, drawing, end_labels, text
 

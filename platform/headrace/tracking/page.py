@@ -14,8 +14,9 @@ import numpy as np
 from headrace.tracking.charts import Line, lines_chart, outcomes_chart, spread_chart, stack_chart
 from headrace.tracking.console import ROLLED_BACK
 from headrace.tracking.html import data_table, legend_list, section, whole
+from headrace.tracking.increments import Outcome
 from headrace.tracking.page_style import NUM_EXPERT_COLOURS
-from headrace.tracking.report import Outcome, replace_whole
+from headrace.tracking.report import replace_whole
 from headrace.tracking.samples import samples_section
 from headrace.tracking.series import Floats, floats, running_mean, window_of
 from headrace.tracking.vitals import vitals_sections

@@ -24,9 +24,9 @@ from headrace.feed.oracle import Oracle
 from headrace.memory import trim
 from headrace.store.store import Store
 from headrace.tracking.console import IncrementRow, Observer
+from headrace.tracking.increments import Increments
 from headrace.tracking.page import build_page, write_page
 from headrace.tracking.report import (
-    Increments,
     Requests,
     build_report,
     freshness_of,
