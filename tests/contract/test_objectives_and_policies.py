@@ -23,6 +23,8 @@ PARTS = {
     "frequency": (*REPLAY, 'replay.policy={kind="frequency"}'),
     "prior": (METHODS, 'experts=[{kind="popular"},{kind="covisit"}]', 'model.prior={experts=["popular","covisit"]}'),
     "herding": (*REPLAY, 'replay.policy={kind="frequency",within="herding"}', "replay.max_bytes=16384"),
+    "average": ("train.average=last_pass", "train.epochs=2"),
+    "average, sampled": ("train.average=last_pass", 'objective={kind="sampled_softmax",negatives=16}'),
     "all methods": (METHODS, "catalogue.forget_s=5000"),
     "all methods, sampled": (METHODS, 'objective={kind="sampled_softmax",negatives=16}'),
 }

@@ -209,5 +209,17 @@ class TrainConfig(Section):
     """Passes over every later cut."""
     budget: BudgetConfig = PassesConfig()
     optimizer: OptimizerConfig = AdamConfig()
+    average: Literal["none", "last_pass"] = "none"
+    """"last_pass": an increment leaves the mean of the weights over the steps of its last pass (arXiv 1803.05407), not
+    those of its last step; for increments of many steps. With early stop there is no telling which pass is the last."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic in a training step (autocast); weights and scores stay float32."""
+
+    @model_validator(mode="after")
+    def _known_last_pass(self) -> "TrainConfig":
+        if self.average == "last_pass" and isinstance(self.budget, EarlyStopConfig):
+            raise ValueError(
+                "train.average is last_pass, and with train.budget = early_stop no pass is known to be the last: "
+                "leave one of the two out"
+            )
+        return self

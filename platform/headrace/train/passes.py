@@ -115,7 +115,10 @@ def train_passes(
     course = _course(step, examples, replayed, eligible, slot_I, prior)
     losses = checkpoint.resume(step, stop) if checkpoint is not None else []
     while len(losses) < epochs if stop is None else not stop.is_over:
+        if step.config.average == "last_pass" and len(losses) == epochs - 1:
+            step.begin_average()
         losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
+        step.end_average()
         if stop is not None:
             stop.see(step)
         if checkpoint is not None:

@@ -31,6 +31,7 @@ from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
+from headrace.train.average import WeightAverage
 from headrace.train.group import Group
 from headrace.train.optimizer import TABLE, Optimizer, row_optimizer, row_rate
 from headrace.train.teacher import Teacher
@@ -98,6 +99,7 @@ class TrainStep:
             self._touched = TouchedRows(objective.sampled, weight_VD, seed, row_optimizer(config, weight_VD))
         self._before: dict[str, Tensor] = {}
         """The parameters as they were before the increment's first step."""
+        self._average: WeightAverage | None = None
         self._buffer = torch.zeros(0)
         self._flat = self._buffer
         """The part of the buffer that this step fills: the encoder's gradients, then those of the rows at hand."""
@@ -219,8 +221,24 @@ class TrainStep:
         self._optimizer.step(scale)
         if self._touched is not None:
             self._touched.update(view, gradient_RD, row_rate(self.config) * scale, self.steps_since_fresh)
+        if self._average is not None:
+            self._average.add(self._parameters)
         self.step_in_increment += 1
         return loss
+
+    def begin_average(self) -> None:
+        """Weights are averaged from the next step on."""
+        self._average = WeightAverage()
+        if self._touched is not None:
+            self._touched.begin_average()
+
+    def end_average(self) -> None:
+        """Weights become their averages over the steps since; the optimizer's moments stay."""
+        if self._average is not None:
+            self._average.put(self._parameters)
+            self._average = None
+            if self._touched is not None:
+                self._touched.end_average()
 
     def extremes(self) -> tuple[bool, float]:
         """Whether all weights and moments are finite numbers, and the largest magnitude among them (inf if not).

@@ -19,6 +19,7 @@ from headrace.config.models import SampledSoftmaxConfig
 from headrace.models.build import Parts, row_chunks
 from headrace.objectives.negatives import Frequencies, Proposal
 from headrace.records import generator
+from headrace.train.average import RowAverage
 from headrace.train.group import Group
 from headrace.train.optimizer import RowOptimizer, load_rows
 
@@ -58,6 +59,7 @@ class TouchedRows:
         self._is_touched_V = torch.zeros(0, dtype=torch.bool)
         self._before: list[tuple[Tensor, Tensor]] = []
         """Slots, and their rows before the increment's first touch."""
+        self._average: RowAverage | None = None
         self._scored: tuple[Tensor, NDArray[np.int64], Proposal] | None = None
         """The eligible rows last asked about, their slots in host memory, and what is drawn from them."""
 
@@ -107,8 +109,20 @@ class TouchedRows:
     def update(self, view: TableView, gradient_RD: Tensor, learning_rate: float, step: int) -> None:
         """One optimizer step (the ``step``-th since its birth) of the view's rows, and back into the table."""
         assert view.slot_R is not None
+        if self._average is not None:
+            self._average.leave(view.slot_R, view.row_RD)
         self.optimizer.update_(view.slot_R, view.row_RD, gradient_RD, learning_rate, step)
         self._weight_VD.index_copy_(0, view.slot_R, view.row_RD)
+
+    def begin_average(self) -> None:
+        """Rows are averaged from the next step on."""
+        self._average = RowAverage(self._weight_VD)
+
+    def end_average(self) -> None:
+        """Rows become their averages."""
+        assert self._average is not None
+        self._average.put(self._weight_VD)
+        self._average = None
 
     @property
     def slot_R(self) -> NDArray[np.int64]:
