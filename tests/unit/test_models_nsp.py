@@ -14,7 +14,7 @@ from headrace.inputs.examples import Examples
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model, load_model, model_parts
 from headrace.models.mixture import Mixture
-from headrace.models.session_tokens import lay_out
+from headrace.models.session_tokens import lay_out, packed
 from headrace.recommend.encode import encode
 from headrace.train.early_stop import validation
 
@@ -120,6 +120,28 @@ def test_one_pass_asks_for_each_session_as_if_it_were_the_next(changes):
     alone = [ask(model, batch(ROWS[0][:number]), [0], [0])[0] for number in (3, 2, 1)]
     empty = ask(model, replace(batch([]), as_of_B=np.zeros(1, dtype=np.int64)), [0], [0])[0]
     torch.testing.assert_close(one_pass, torch.stack([*alone, empty]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("changes", PARTS)
+def test_packed_tokens_answer_as_padded_ones(changes):
+    model, rows, backs = make(**changes, dropout=0.0), [0, 0, 1, 2, 3, 3], [0, 2, 0, 0, 0, 1]
+    padded = ask(model, batch(*ROWS), rows, backs)
+    torch.testing.assert_close(ask(model.train(), batch(*ROWS), rows, backs), padded, atol=1e-5, rtol=0)
+
+
+def test_packed_by_hand():
+    # three events in two sessions, and one event: six tokens with the question, and three
+    tokens = packed(lay_out(batch([[1, 2], [3]], [[4]]), np.array([0, 1]), np.array([0, 0]), GAP_S))
+    assert tokens.is_there_BT.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
+    assert tokens.place_BT[1, :3].tolist() == [0, 0, 1]
+    assert tokens.seen_BTT[1, :3, :3].astype(int).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    assert tokens.event_N.tolist() == [0, 1, 2, 5]
+    assert tokens.event_at_N.tolist() == [0, 1, 2, 6]
+    assert tokens.context_N.tolist() == [0, 1, 2, 3, 4]
+    assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8]
+    assert tokens.context_at_BC.tolist() == [[3, 4, 5], [1, 2, 0]]
+    model = make()
+    assert model.encoder.shapes(contexts([[1, 2], [3]], [[4]])).tolist() == [6, 3]
 
 
 def test_the_order_within_a_session_does_not_matter_and_that_of_sessions_does():

@@ -6,9 +6,14 @@ session share one rotary position (arXiv 2104.09864). Items and context tokens h
 entrance and in the first block ("separate"); a block's feed-forward layer may be a mixture of experts, of which each
 token asks two, beside one that all ask. Every part is a switch of the recipe. Otherwise a block is SASRec's.
 
-Shape legend: B batch, L events, C context tokens, T = L + C, S tokens that ask (all, or the C), D width, H heads, K
-width of a head, P questions.
+Tokens of a training step are packed, so that a row with few sessions and many events is not padded for both. An
+answer's are not, since the shapes of its products must depend on the query alone.
+
+Shape legend: B batch, L events, C context tokens, T tokens of a row, S tokens that ask (all, or the C), D width, H
+heads, K width of a head, P questions, N tokens of all rows.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +28,7 @@ from headrace.models.dropout import Dropout
 from headrace.models.features import Features
 from headrace.models.layers import draw_layers, host, split_heads
 from headrace.models.mixture import FeedForward, Mixture
-from headrace.models.session_tokens import Ints, lay_out, rounded_up
+from headrace.models.session_tokens import Ints, SessionTokens, lay_out, packed, rounded_up
 
 _KINDS = 256
 """Kinds of events are told apart by their code's remainder: two of three alike is one chance in a hundred."""
@@ -68,8 +73,8 @@ class NextSession(nn.Module):
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """By length, then by the number of sessions, each of which has a token, too."""
-        return contexts.length_Q * (self.max_events + 1) + self._num_sessions(contexts)
+        """The number of tokens: each session has one, and so has a question."""
+        return contexts.length_Q + self._num_sessions(contexts) + 1
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """By the number of sessions and one question, rounded up to a power of two."""
@@ -98,14 +103,16 @@ class NextSession(nn.Module):
             "earlier_sessions" if config.session_mask else "earlier_items",
             is_rounded=not self.training,
         )
-        x_BTD = self.dropout(
-            self.enter(self._items(inputs, item_BLD), self._contexts(tokens.opens_ms_BC, tokens.silence_ms_BC))
-        )
+        tokens = packed(tokens) if self.training else tokens
+        places = _Places.of(tokens, item_BLD.device)
+        items_ND = self._items(inputs, item_BLD).flatten(0, 1).index_select(0, places.event_N)
+        contexts_BCD = self._contexts(tokens.opens_ms_BC, tokens.silence_ms_BC)
+        contexts_ND = contexts_BCD.flatten(0, 1).index_select(0, places.context_N)
+        x_BTD = self.dropout(places.put(*self.enter.parts(items_ND, contexts_ND)))
         turn_BTK = None if config.rotary == "none" else self._turns(tokens.place_BT).to(item_BLD.device)
-        mask = torch.from_numpy(np.where(tokens.seen_BTT, 0.0, -np.inf).astype(np.float32)).to(item_BLD).unsqueeze(1)
+        mask = torch.from_numpy(np.where(tokens.seen_BTT, 0.0, -np.inf).astype(np.float32)).to(item_BLD)
         for index, block in enumerate(self.blocks):
-            first = length if index == len(self.blocks) - 1 else 0
-            x_BTD = block(x_BTD, length, first, turn_BTK, mask)
+            x_BTD = block(x_BTD, places, index == len(self.blocks) - 1, turn_BTK, mask)
         query_PD: Tensor = self.norm(x_BTD[row_P, torch.from_numpy(tokens.question_P)])
         return query_PD.to(item_BLD.dtype)
 
@@ -132,6 +139,40 @@ class NextSession(nn.Module):
         return turn_BTK
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where the tokens of a batch lie; see ``SessionTokens``."""
+
+    event_N: Tensor
+    event_at_N: Tensor
+    context_N: Tensor
+    context_at_N: Tensor
+    asking_BC: Tensor
+    """Of each context token, among the B x T."""
+    shape: tuple[int, int]
+    """B and T."""
+
+    @classmethod
+    def of(cls, tokens: SessionTokens, device: torch.device) -> "_Places":
+        rows, width = tokens.place_BT.shape
+        asking_BC = np.arange(rows)[:, None] * width + tokens.context_at_BC
+        arrays = (tokens.event_N, tokens.event_at_N, tokens.context_N, tokens.context_at_N, asking_BC)
+        event_N, event_at_N, context_N, context_at_N, asking = (torch.from_numpy(a).to(device) for a in arrays)
+        return cls(event_N, event_at_N, context_N, context_at_N, asking, (rows, width))
+
+    def put(self, items_ND: Tensor, contexts_ND: Tensor) -> Tensor:
+        """Items and context tokens, each where it lies, (B, T, D); zeros where there is none."""
+        rows, width = self.shape
+        flat_ND = items_ND.new_zeros(rows * width, items_ND.shape[1])
+        flat_ND = flat_ND.index_copy(0, self.event_at_N, items_ND).index_copy(0, self.context_at_N, contexts_ND)
+        return flat_ND.view(rows, width, -1)
+
+    def asking(self, x_BTX: Tensor) -> Tensor:
+        """The context tokens' part of what belongs to tokens, (B, C, ..)."""
+        asking_NX = x_BTX.flatten(0, 1).index_select(0, self.asking_BC.flatten())
+        return asking_NX.view(*self.asking_BC.shape, -1)
+
+
 class Projection(nn.Module):
     """A linear layer over tokens, the same for all or one for items and one for context tokens."""
 
@@ -144,12 +185,23 @@ class Projection(nn.Module):
         """The layers that it consists of."""
         return [self.item] if self.context is None else [self.item, self.context]
 
-    def forward(self, item_BLD: Tensor, context_BCD: Tensor) -> Tensor:
-        """All tokens, (B, T, out)."""
+    def parts(self, items_ND: Tensor, contexts_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Of items and of context tokens."""
+        return self.item(items_ND), self.of_contexts(contexts_ND)
+
+    def of_contexts(self, x: Tensor) -> Tensor:
+        """Of context tokens alone, in any shape."""
+        result: Tensor = (self.item if self.context is None else self.context)(x)
+        return result
+
+    def forward(self, x_BTD: Tensor, places: _Places) -> Tensor:
+        """Of all tokens, (B, T, out)."""
         if self.context is None:
-            whole: Tensor = self.item(torch.cat([item_BLD, context_BCD], dim=1))
+            whole: Tensor = self.item(x_BTD)
             return whole
-        return torch.cat([self.item(item_BLD), self.context(context_BCD)], dim=1)
+        flat_ND = x_BTD.flatten(0, 1)
+        items_ND, contexts_ND = (flat_ND.index_select(0, at_N) for at_N in (places.event_at_N, places.context_at_N))
+        return places.put(*self.parts(items_ND, contexts_ND))
 
 
 class Block(nn.Module):
@@ -169,16 +221,20 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, length: int, first: int, turn_BTK: Tensor | None, mask: Tensor) -> Tensor:
-        """``(B, S, D)`` for the tokens from ``first`` on; ``mask`` (B, 1, T, T) is added to scores."""
-        item_BLD, context_BCD = x_BTD[:, :length], x_BTD[:, length:]
-        normal_BSD = self.query_norm(x_BTD[:, first:])
-        asking = normal_BSD[:, : length - first], normal_BSD[:, length - first :]
-        query_BHSK = split_heads(self.query(*asking), self.heads)
-        key_BHTK, value_BHTK = (split_heads(to(item_BLD, context_BCD), self.heads) for to in (self.key, self.value))
+    def forward(
+        self, x_BTD: Tensor, places: _Places, is_last: bool, turn_BTK: Tensor | None, mask_BTT: Tensor
+    ) -> Tensor:
+        """``(B, S, D)``, for the context tokens alone where this is the last block; the mask is added to scores."""
+        asking_BSD = places.asking(x_BTD) if is_last else x_BTD
+        normal_BSD = self.query_norm(asking_BSD)
+        asked_BSD = self.query.of_contexts(normal_BSD) if is_last else self.query(normal_BSD, places)
+        query_BHSK = split_heads(asked_BSD, self.heads)
+        key_BHTK, value_BHTK = (split_heads(to(x_BTD, places), self.heads) for to in (self.key, self.value))
         if turn_BTK is not None:
-            query_BHSK, key_BHTK = _turned(query_BHSK, turn_BTK[:, first:]), _turned(key_BHTK, turn_BTK)
-        score_BHST = query_BHSK @ key_BHTK.transpose(-1, -2) * query_BHSK.shape[-1] ** -0.5 + mask[:, :, first:]
+            turn_BSK = places.asking(turn_BTK) if is_last else turn_BTK
+            query_BHSK, key_BHTK = _turned(query_BHSK, turn_BSK), _turned(key_BHTK, turn_BTK)
+        mask_B1ST = (places.asking(mask_BTT) if is_last else mask_BTT).unsqueeze(1)
+        score_BHST = query_BHSK @ key_BHTK.transpose(-1, -2) * query_BHSK.shape[-1] ** -0.5 + mask_B1ST
         share_BHST = self.dropout(score_BHST.softmax(-1))
         seen_BHSK = share_BHST.to(value_BHTK.dtype) @ value_BHTK
         normal_BSD = self.feed_norm(normal_BSD + seen_BHSK.transpose(1, 2).flatten(2))

@@ -4,10 +4,12 @@ A session begins where a longer silence ends. Each has a context token, which op
 not see each other. A question is a context token, too: of the session that begins where it asks; where the events go on
 without a silence it stands apart, and no other token sees it. So the same events and question give the same vector,
 whatever else is asked of the row. numpy alone; the order of tokens is: L events, then up to C context tokens.
-Shape legend: B batch, L length, C context tokens of a row, T = L + C tokens, P questions, N context tokens of all rows.
+``packed`` leaves padding out, row by row, since rows with few events may have many sessions, and the other way round.
+Shape legend: B batch, L length, C context tokens of a row, T tokens of a row (L + C, or as many as the fullest row
+has), P questions, N tokens of all rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -36,6 +38,16 @@ class SessionTokens:
     """How long nothing had happened then; -1: there is nothing before."""
     question_P: Ints
     """The context token of each question, among the row's C."""
+    event_N: Ints
+    """Where events lie among the B x L of the batch, row after row."""
+    event_at_N: Ints
+    """Where their tokens lie among the B x T, row after row."""
+    context_N: Ints
+    """Where context tokens lie among the B x C."""
+    context_at_N: Ints
+    """The same among the B x T."""
+    context_at_BC: Ints
+    """Each context token's place among its row's T; of one that is not there, 0 where rows are packed."""
 
 
 def lay_out(
@@ -76,6 +88,7 @@ def lay_out(
     is_there_BT = np.concatenate([is_event_BL, column_BC >= 0], axis=1)
     session_BT = np.where(is_there_BT, np.concatenate([session_BL, before_BC], axis=1), 0)
     opens_ms_BC, silence_ms_BC = _times(inputs, first_B, column_BC)
+    every_BT = np.arange(is_there_BT.size).reshape(is_there_BT.shape)
     return SessionTokens(
         session_BT if places == "session" else _turns(is_event_BL, column_BC),
         is_there_BT,
@@ -83,6 +96,36 @@ def lay_out(
         opens_ms_BC,
         silence_ms_BC,
         question_P,
+        np.arange(is_event_BL.size),
+        every_BT[:, :length].ravel(),
+        np.arange(column_BC.size),
+        every_BT[:, length:].ravel(),
+        np.broadcast_to(np.arange(length, length + width), column_BC.shape),
+    )
+
+
+def packed(tokens: SessionTokens) -> SessionTokens:
+    """The same without padding, but for what rows are shorter than the fullest."""
+    is_there_BT, width = tokens.is_there_BT, tokens.opens_ms_BC.shape[1]
+    length = is_there_BT.shape[1] - width
+    order_BT = np.argsort(~is_there_BT, axis=1, kind="stable")[:, : int(is_there_BT.sum(axis=1).max(initial=1))]
+    row_B1 = np.arange(len(order_BT))[:, None]
+    packed_BT = is_there_BT[row_B1, order_BT]
+    is_event_BT, is_context_BT = packed_BT & (order_BT < length), packed_BT & (order_BT >= length)
+    context_at_BC = np.zeros_like(tokens.opens_ms_BC)
+    row_N, at_N = np.nonzero(is_context_BT)
+    column_N = order_BT[is_context_BT] - length
+    context_at_BC[row_N, column_N] = at_N
+    return replace(
+        tokens,
+        place_BT=tokens.place_BT[row_B1, order_BT],
+        is_there_BT=packed_BT,
+        seen_BTT=tokens.seen_BTT[row_B1[:, :, None], order_BT[:, :, None], order_BT[:, None, :]],
+        event_N=(row_B1 * length + order_BT)[is_event_BT],
+        event_at_N=np.flatnonzero(is_event_BT),
+        context_N=row_N * width + column_N,
+        context_at_N=np.flatnonzero(is_context_BT),
+        context_at_BC=context_at_BC,
     )
 
 

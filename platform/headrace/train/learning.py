@@ -60,6 +60,7 @@ class Trained:
             "loss_per_epoch": list(passed.loss_per_epoch),
             "gradient_norm": passed.last_gradient_norm,
             "update_ratio": self.update_ratio,
+            "useful_tokens": passed.useful_tokens,
             **(validation if passed.validated else {}),
             **({"methods": {kind: dict(facts) for kind, facts in self.methods.items()}} if self.methods else {}),
         }

@@ -49,6 +49,8 @@ class PassStats:
     """Recall@20 of these, after each pass."""
     best_epoch: int = 0
     """The pass whose weights were kept, counted from 1."""
+    useful_tokens: float | None = None
+    """What was no padding among the tokens of the last pass's steps; None where there were none."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ def train_passes(
         stop = EarlyStop(early_stop, queries, step.group)
         examples, stop = (kept, stop) if stop.num_queries else (examples, None)
     course = _course(step, examples, replayed, eligible, slot_I, prior)
-    losses = checkpoint.resume(step, stop) if checkpoint is not None else []
+    losses, tokens = checkpoint.resume(step, stop) if checkpoint is not None else [], np.zeros(2)
     while len(losses) < epochs if stop is None else not stop.is_over:
         if step.config.average == "last_pass" and len(losses) == epochs - 1:
             step.begin_average()
-        losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
+        loss, tokens = _pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank))
+        losses.append(loss)
         step.end_average()
         if stop is not None:
             stop.see(step)
@@ -133,7 +136,8 @@ def train_passes(
         step.last_gradient_norm,
         time.perf_counter() - began,
         checkpoint.earlier_s if checkpoint is not None else 0.0,
-        *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else ()),
+        *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else (0, (), 0)),
+        float(tokens[0] / tokens[1]) if tokens[1] else None,
     )
 
 
@@ -163,10 +167,11 @@ def _course(
     return _Course(examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight))
 
 
-def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
-    """One pass in batches that are drawn; the mean loss a unit of weight."""
+def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> tuple[float, NDArray[np.float64]]:
+    """One pass in batches that are drawn; the mean loss a unit of weight, and tokens without and with padding."""
     group, examples = step.group, course.examples
-    plan = plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, group), draw)
+    tokens_S = step.model.shapes(examples.contexts)
+    plan = plan_batches(tokens_S, _share(step.config.batch, group), draw)
     total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
     loss = 0.0
     batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
@@ -174,7 +179,9 @@ def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
         batch = next(batches, None)
         if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
             loss += step.run(batch, total, course.slot_E)
-    return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
+    padded = sum(len(members) * int(tokens_S[members].max()) for members in plan)
+    told = _sum(group, "loss", np.array([loss, tokens_S.sum(), padded]))
+    return float(told[0] / max(course.own_weight, 1e-30)), told[1:]
 
 
 def _words(

@@ -148,6 +148,7 @@ class _Waiting:
             **spent(trained.envelope),
             "increment_s": sum(trained.envelope.seconds.values()),
             "is_warmup": trained.cut == 0,
+            "useful_tokens": trained.facts["training"]["useful_tokens"],
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path(period).with_suffix(".json").write_text(json.dumps(facts))
@@ -175,6 +176,7 @@ def _row(seed: int, number: int, answers: Answers, facts: list[dict[str, Any]]) 
     """A stretch's figures, shares and seconds; its own are the neural expert's."""
     counters = [name for name in answers.ranks if name != BLEND]
     later = [one["increment_s"] for one in facts if not one["is_warmup"]]
+    useful = [one["useful_tokens"] for one in facts if one["useful_tokens"] is not None]
     return {
         "seed": seed,
         "cycle": number,
@@ -184,6 +186,7 @@ def _row(seed: int, number: int, answers: Answers, facts: list[dict[str, Any]]) 
         "peak_mb": peak_mb(),
         "queries": len(answers),
         "increment_s": {"p50": float(np.median(later)), "max": max(later)} if later else None,
+        "useful_tokens": float(np.mean(useful)) if useful else None,
         BLEND: answers.figures(BLEND),
         "experts": {name: answers.figures(name) for name in counters},
     }
