@@ -11,6 +11,7 @@ from study_kit import WORDS, log_of, recipe_file
 from headrace.bench import continual
 from headrace.bench.study.answers import Answers
 from headrace.bench.study.cycles import Cycles
+from headrace.bench.study.forgetting import forgotten_by_columns
 from headrace.bench.study.results import Study
 from headrace.bench.study.shelf import Shelf
 from headrace.bench.study.variants import variant
@@ -220,6 +221,20 @@ def test_held_out_rows_are_what_forgetting_is_measured_on(bench):
     sizes = [len(path.read_bytes()) for path in sorted((bench.folder / "out/runs/online/seed-1/samples").iterdir())]
     assert len(sizes) == 4
     assert all(0.0 < value <= 1.0 for value in rows[-1]["neural"]["recall@20"])
+
+
+def test_older_columns_by_themselves_have_lost_nothing(bench):
+    name = "online+progressive:every=1:max_columns=9"
+    bench.run(name, range(1, 4), sample=1000)
+    rows = bench.study.forgetting()[name][1]
+    assert [list(row.get("columns", {})) for row in rows] == [[], ["1"], ["1", "2"]]
+    for born, now in (("1", 1), ("1", 2), ("2", 2)):
+        was = rows[int(born) - 1]["neural"]["recall@20"]
+        assert rows[now]["columns"][born][: len(was)] == was
+    assert rows[2]["neural"]["recall@20"][:2] != rows[1]["neural"]["recall@20"]
+    assert forgotten_by_columns(rows) == 0.0
+    assert forgotten_by_columns(rows[:1]) is None
+    assert forgotten_by_columns([]) is None
 
 
 def test_the_command_writes_its_tables_and_says_what_was_not_run(tmp_path, log):

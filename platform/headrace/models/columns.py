@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.config.models import SasRecConfig
-from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.models.base import RecallModel
 from headrace.models.layers import host
 from headrace.models.sasrec import SasRec
@@ -206,6 +206,10 @@ class Route(nn.Module):
         """The query vectors ``(P, D)`` as the model gave them when this column was its newest."""
         return self.columns.readings(inputs, row_P, back_P)[self.name].query_PD
 
+    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+        """As those of the whole model."""
+        return self.columns.kin(contexts)
+
 
 def old_models(model: RecallModel) -> dict[str, RecallModel]:
     """By older column: the model as it was when the column was frozen, of the items that it still knows."""
@@ -217,6 +221,16 @@ def old_models(model: RecallModel) -> dict[str, RecallModel]:
         table = ItemTable.from_rows(column.rows, model.table.seed, model.table.scale)
         models[name] = RecallModel(Route(model.encoder, name), table, model.temperature).eval()
     return models
+
+
+def known_rows(model: RecallModel) -> NDArray[np.bool_]:
+    """Of one of ``old_models``: the rows that it still knows, ``(V,)``."""
+    route = model.encoder
+    assert isinstance(route, Route)
+    column = route.columns.older[route.name]
+    assert isinstance(column, OldColumn)
+    known_V: NDArray[np.bool_] = column.is_known.cpu().numpy()
+    return known_V
 
 
 def num_columns(encoder: nn.Module) -> int:

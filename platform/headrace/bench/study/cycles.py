@@ -95,7 +95,7 @@ class Cycles:
             put = None
             if cycle and not self._cells.has(cycle):
                 version, blend = self._answering(state)
-                self._measure(cycle, version)
+                self._measure(cycle, version, state)
                 asked = in_order(queries_of(part, state))
                 put = self._putting(cycle, asked, state, running(asked, version, blend, self._recipe.blend))
                 if cycle == last or self._variant.reference == FROZEN:  # else the increment scores the same
@@ -119,7 +119,7 @@ class Cycles:
         assert state.learner is not None
         blend = self._cells.blend(cycle) or Blend(state.weights, state.calibration, state.split)
         version = blend.of(state.learner)
-        self._measure(cycle, version)
+        self._measure(cycle, version, state)
         asked = in_order(queries_of(self._by_period(self._shelf.part(cycle)), state))
         moving_T = running(asked, version, blend, self._recipe.blend)
         scored = score(asked, version, version, None, Solo().gather)
@@ -167,7 +167,7 @@ class Cycles:
             kept = forgetting.sample(asked.take(np.flatnonzero(period_Q == period)), self._sample)
             forgetting.save_sample(self._cells.sample(period), kept)
 
-    def _measure(self, cycle: int, version: Recommender) -> None:
+    def _measure(self, cycle: int, version: Recommender, state: LearnerState) -> None:
         """What the learner of this test knows of past periods; left out where one of these has no sample."""
         paths = [self._cells.sample(period) for period in range(cycle)]
         if not self._sample or not all(path.is_file() for path in paths):
@@ -175,9 +175,11 @@ class Cycles:
         for period, path in enumerate(paths):
             if period not in self._samples:
                 self._samples[period] = forgetting.load_sample(path)
-        scores = forgetting.measure(version, [self._samples[period] for period in range(cycle)])
-        held_out = self._recipe.evaluation.eval_share > 0
-        self._cells.put_measured(cycle, {"seed": self._cells.seed, "cycle": cycle, "held_out": held_out, **scores})
+        samples = [self._samples[period] for period in range(cycle)]
+        scores = forgetting.measure(version, samples)
+        columns = forgetting.measure_columns(version, state.catalogue.slot_I, samples)
+        row = {"seed": self._cells.seed, "cycle": cycle, "held_out": self._recipe.evaluation.eval_share > 0, **scores}
+        self._cells.put_measured(cycle, {**row, "columns": columns} if columns else row)
 
     def _by_period(self, part: CutRows) -> CutRows:
         """The protocol splits sessions at the ends of periods."""

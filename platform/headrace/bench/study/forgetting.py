@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.bench.study.answers import NEURAL, in_order
+from headrace.blend.weights import Weights
+from headrace.catalogue.eligible import Eligible
 from headrace.evaluation.metrics import METRICS
 from headrace.evaluation.prequential import Queries
 from headrace.inputs.contexts import Contexts
+from headrace.models.columns import known_rows, old_models
 from headrace.recommend.recommender import BLEND, Recommender
 from headrace.records import hash64_array
 from headrace.store.arrays import dump_arrays, load_arrays
@@ -58,6 +61,51 @@ def measure(version: Recommender, samples: Sequence[Queries]) -> dict[str, dict[
                 value_Q = METRICS[metric](judged.rank[name], asked.offset_R)
                 found[name][metric].append(float(value_Q.mean()) if len(value_Q) else None)
     return found
+
+
+def measure_columns(
+    version: Recommender, slot_I: NDArray[np.int64], samples: Sequence[Queries]
+) -> dict[str, list[float | None]]:
+    """R@20 of each older column by itself, over the items that it knows, by the increment in which it was frozen.
+
+    ``slot_I``: the row of each item. Nothing where the model has one column.
+    """
+    found: dict[str, list[float | None]] = {}
+    for name, model in old_models(version.model).items():
+        known_V = known_rows(model)
+        has_row_I = (slot_I >= 0) & (slot_I < len(known_V))
+        has_row_I[has_row_I] = known_V[slot_I[has_row_I]]
+        number_E = version.eligible.number_E
+        column = Recommender(
+            model,
+            np.where(has_row_I, slot_I, -1),
+            Eligible(number_E[has_row_I[number_E]]),
+            [],
+            Weights.even([]),
+            version.watermark_ms,
+            version.max_events,
+            version.seen_last,
+        )
+        found[name] = measure(column, samples)[NEURAL]["recall@20"]
+    return found
+
+
+def forgotten_by_columns(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean, over the older columns of the newest row and the periods before each, of what it has lost by itself.
+
+    What a column once was is the whole model as it was tested just before the increment that froze it. None where there
+    is none.
+    """
+    by_cycle = {row["cycle"]: row for row in rows}
+    newest = by_cycle[max(by_cycle)] if by_cycle else {}
+    lost = [
+        before - now
+        for name, values in newest.get("columns", {}).items()
+        if (born := by_cycle.get(int(name))) is not None
+        for before, now in zip(born[NEURAL]["recall@20"], values, strict=False)
+        if before is not None and now is not None
+    ]
+    return float(np.mean(lost)) if lost else None
 
 
 def matrix(rows: Sequence[Mapping[str, Any]], voter: str, metric: str) -> Matrix:

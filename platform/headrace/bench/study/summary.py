@@ -142,6 +142,12 @@ class Summary:
                 }
         return found
 
+    def forgotten_by_columns(self, method: str) -> float | None:
+        """See ``forgetting.forgotten_by_columns``; mean over seeds."""
+        told = [forgetting.forgotten_by_columns(rows) for rows in self._study.forgetting().get(method, {}).values()]
+        known = [value for value in told if value is not None]
+        return float(np.mean(known)) if known else None
+
     @property
     def is_held_out(self) -> bool:
         """Whether forgetting was measured on rows that were never trained."""

@@ -115,9 +115,12 @@ def _forgetting(summary: Summary) -> Iterator[str]:
     rows = []
     for method, by_voter in summary.matrices.items():
         figures = [by_voter[voter][name] for voter in by_voter for name in ("average_forgetting", "backward_transfer")]
-        rows.append([method, *(NOT_RUN if value is None else f"{100 * value:+.2f}" for value in figures)])
+        lost = summary.forgotten_by_columns(method)
+        told = [NOT_RUN if value is None else f"{100 * value:+.2f}" for value in figures]
+        rows.append([method, *told, "" if lost is None else f"{100 * lost:+.2f}"])
     names = ("average forgetting", "backward transfer")
-    yield from _table(["method", *(f"{voter}: {name}" for voter in ("neural", "blend") for name in names)], rows)
+    header = [f"{voter}: {name}" for voter in ("neural", "blend") for name in names]
+    yield from _table(["method", *header, "older columns by themselves: lost since they were frozen"], rows)
 
 
 def _pair(values: Sequence[float | None]) -> str:
