@@ -273,3 +273,12 @@ def test_extremes_see_what_is_not_a_number():
 def test_a_step_before_the_first_increment_is_refused():
     with pytest.raises(TrainingError, match="begin_increment"):
         make_step().run(None, 1.0, torch.arange(4))
+
+
+@pytest.mark.parametrize(("batch", "share"), [(2, 1.0), (4, 10 / 16)])
+def test_tokens_that_are_no_padding_by_hand(batch, share):
+    zeros, weight = np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.float32)
+    asked = contexts_of([[1], [2], [1, 2, 3, 4], [5, 6, 7, 8]], 100, 10)
+    examples = Examples(asked, np.arange(4), zeros, zeros, weight, zeros, zeros, zeros)
+    assert passes(make_step(batch=batch), examples).useful_tokens == share
+    assert passes(make_step(batch=batch), examples, epochs=0).useful_tokens is None

@@ -115,12 +115,11 @@ def train_passes(
         stop = EarlyStop(early_stop, queries, step.group)
         examples, stop = (kept, stop) if stop.num_queries else (examples, None)
     course = _course(step, examples, replayed, eligible, slot_I, prior)
-    losses, tokens = checkpoint.resume(step, stop) if checkpoint is not None else [], np.zeros(2)
+    losses = checkpoint.resume(step, stop) if checkpoint is not None else []
     while len(losses) < epochs if stop is None else not stop.is_over:
         if step.config.average == "last_pass" and len(losses) == epochs - 1:
             step.begin_average()
-        loss, tokens = _pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank))
-        losses.append(loss)
+        losses.append(_pass(step, course, generator(seed, "batches", increment, len(losses), step.group.rank)))
         step.end_average()
         if stop is not None:
             stop.see(step)
@@ -137,7 +136,9 @@ def train_passes(
         time.perf_counter() - began,
         checkpoint.earlier_s if checkpoint is not None else 0.0,
         *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else (0, (), 0)),
-        float(tokens[0] / tokens[1]) if tokens[1] else None,
+        _useful_tokens(step, course, generator(seed, "batches", increment, len(losses) - 1, step.group.rank))
+        if losses
+        else None,
     )
 
 
@@ -167,11 +168,10 @@ def _course(
     return _Course(examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight))
 
 
-def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> tuple[float, NDArray[np.float64]]:
-    """One pass in batches that are drawn; the mean loss a unit of weight, and tokens without and with padding."""
+def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
+    """One pass in batches that are drawn; the mean loss a unit of weight."""
     group, examples = step.group, course.examples
-    tokens_S = step.model.shapes(examples.contexts)
-    plan = plan_batches(tokens_S, _share(step.config.batch, group), draw)
+    plan = _plan(step, examples, draw)
     total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
     loss = 0.0
     batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
@@ -179,9 +179,21 @@ def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> tuple[
         batch = next(batches, None)
         if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
             loss += step.run(batch, total, course.slot_E)
+    return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
+
+
+def _useful_tokens(step: TrainStep, course: _Course, draw: np.random.Generator) -> float | None:
+    """The share of the tokens of the pass that was drawn so which are no padding, over all ranks."""
+    tokens_S = step.model.shapes(course.examples.contexts)
+    plan = _plan(step, course.examples, draw)
     padded = sum(len(members) * int(tokens_S[members].max()) for members in plan)
-    told = _sum(group, "loss", np.array([loss, tokens_S.sum(), padded]))
-    return float(told[0] / max(course.own_weight, 1e-30)), told[1:]
+    useful, all_tokens = _sum(step.group, "tokens", np.array([tokens_S.sum(), padded]))
+    return float(useful / all_tokens) if all_tokens else None
+
+
+def _plan(step: TrainStep, examples: Examples, draw: np.random.Generator) -> list[NDArray[np.int64]]:
+    """This rank's batches."""
+    return plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, step.group), draw)
 
 
 def _words(
