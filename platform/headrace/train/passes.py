@@ -50,7 +50,7 @@ class PassStats:
     best_epoch: int = 0
     """The pass whose weights were kept, counted from 1."""
     useful_tokens: float | None = None
-    """What was no padding among the tokens of the last pass's steps; None where there were none."""
+    """What was no padding among the tokens of a pass's steps; None where there were none."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class _Course:
     outside: int
     own_weight: float
     """Of the targets' own words, over all ranks."""
+    tokens_S: NDArray[np.int64]
+    """Of each example, on this rank."""
+    useful_tokens: float | None
+    """What is no padding among a pass's tokens, over all ranks; None where there are none."""
 
 
 def train_passes(
@@ -136,9 +140,7 @@ def train_passes(
         time.perf_counter() - began,
         checkpoint.earlier_s if checkpoint is not None else 0.0,
         *((stop.num_queries, tuple(stop.recalls), stop.best_epoch) if stop is not None else (0, (), 0)),
-        _useful_tokens(step, course, generator(seed, "batches", increment, len(losses) - 1, step.group.rank))
-        if losses
-        else None,
+        course.useful_tokens if losses else None,
     )
 
 
@@ -157,7 +159,9 @@ def _course(
     slots, column_T = _columns(examples.target_T, eligible, slot_I)
     is_new_T = examples.sequence_T < num_new
     inside = [((column_T >= 0) & (is_new_T == new)).sum() for new in (True, False)]
-    counts = _sum(group, "targets", np.array([*inside, (column_T < 0).sum()]))
+    tokens_S = step.model.shapes(examples.contexts)
+    tokens = _tokens(tokens_S, _share(step.config.batch, group))
+    counts = _sum(group, "targets", np.array([*inside, (column_T < 0).sum(), *tokens]))
     words = _words(examples, column_T, is_new_T, step.lesson(int(counts[0]), int(counts[1]), slots))
     slot_E = torch.from_numpy(slots).to(step.device)
     if step.counts_targets:
@@ -165,13 +169,16 @@ def _course(
         step.observe(np.concatenate([arrays["slot"] for arrays in gathered]), int(slot_I.max(initial=-1)) + 1)
     own_weight = _sum(group, "own", np.array([words.own_T.sum(dtype=np.float64)]))[0]
     inside_all, outside = int(counts[0] + counts[1]), int(counts[2])
-    return _Course(examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight))
+    useful_tokens = float(counts[3] / counts[4]) if counts[4] else None
+    return _Course(
+        examples, words, slot_I, slot_E, prior, inside_all, outside, float(own_weight), tokens_S, useful_tokens
+    )
 
 
 def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
     """One pass in batches that are drawn; the mean loss a unit of weight."""
     group, examples = step.group, course.examples
-    plan = _plan(step, examples, draw)
+    plan = plan_batches(course.tokens_S, _share(step.config.batch, group), draw)
     total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
     loss = 0.0
     batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
@@ -182,18 +189,11 @@ def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
     return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
 
 
-def _useful_tokens(step: TrainStep, course: _Course, draw: np.random.Generator) -> float | None:
-    """The share of the tokens of the pass that was drawn so which are no padding, over all ranks."""
-    tokens_S = step.model.shapes(course.examples.contexts)
-    plan = _plan(step, course.examples, draw)
-    padded = sum(len(members) * int(tokens_S[members].max()) for members in plan)
-    useful, all_tokens = _sum(step.group, "tokens", np.array([tokens_S.sum(), padded]))
-    return float(useful / all_tokens) if all_tokens else None
-
-
-def _plan(step: TrainStep, examples: Examples, draw: np.random.Generator) -> list[NDArray[np.int64]]:
-    """This rank's batches."""
-    return plan_batches(step.model.shapes(examples.contexts), _share(step.config.batch, step.group), draw)
+def _tokens(tokens_S: NDArray[np.int64], batch: int) -> tuple[int, int]:
+    """Tokens of a pass, without and with padding: batches are cut from sequences by their length, whatever is drawn."""
+    sorted_S = np.sort(tokens_S)
+    batches = [sorted_S[start : start + batch] for start in range(0, len(sorted_S), batch)]
+    return int(sorted_S.sum()), sum(len(members) * int(members[-1]) for members in batches)
 
 
 def _words(
