@@ -1,5 +1,6 @@
 """Nearest encodings by hand, the bounded memory and its rotation, and the loop that encodes it."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +28,7 @@ def rows(sequences: list[list[int]], targets: list[int], ts: int = 0, session: i
     session_N = np.arange(1, len(targets) + 1).astype(np.uint64) * np.uint64(1000) + np.uint64(ts)
     session_N = np.full(len(targets), session, dtype=np.uint64) if session else session_N
     as_of_N = ts + np.arange(len(targets))
-    contexts = Contexts(
-        contexts.item_T, contexts.ts_T, contexts.kind_T, contexts.offset_R, as_of_N, session_N
-    )  # fmt: skip
+    contexts = replace(contexts, as_of_Q=as_of_N, session_Q=session_N)
     ones = np.ones(len(targets), dtype=np.float32)
     return Counted(np.array(targets), as_of_N, session_N, session_N, ones, contexts)
 

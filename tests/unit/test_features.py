@@ -11,7 +11,7 @@ from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.errors import ConfigError
-from headrace.inputs.contexts import Contexts, ModelInputs
+from headrace.inputs.contexts import Contexts
 from headrace.inputs.examples import Examples
 from headrace.inputs.told import feature_code, features_of, kind_of, tell, tell_one
 from headrace.models.features import Features
@@ -142,8 +142,7 @@ def test_a_value_that_shares_its_vector_is_not_taken_for_nothing():
     values = Features(1, 4)
     torch.nn.init.ones_(values.value_FVD)
     code_BL = np.array([[0, 1023 << 15, 1 << 15]], dtype=np.int64)
-    at = np.zeros((1, 3), dtype=np.int64)
-    added_BLD = values(ModelInputs(at, at, code_BL, np.zeros(1, dtype=np.int64)))
+    added_BLD = values(code_BL)
     added_BLD.sum().backward()
     counted_V = values.value_FVD.grad[0].sum(dim=1)
     assert counted_V[0] == 0.0
@@ -181,13 +180,20 @@ def test_codes_come_back_out_of_one_integer():
 def test_replay_keeps_what_was_told():
     told_T = np.array([2**59 + 5, 7, -(2**14)], dtype=np.int64)
     contexts = Contexts(
-        np.array([1, 2, 3]), np.array([1, 2, 3]), told_T, np.array([0, 2, 3]), np.array([9, 9]), np.zeros(2, np.uint64)
+        np.array([1, 2, 3]),
+        np.array([1, 2, 3]),
+        told_T,
+        np.array([0, 2, 3]),
+        np.array([9, 9]),
+        np.zeros(2, np.uint64),
+        told_T[:2],
     )
     one = np.ones(2, dtype=np.int64)
     examples = Examples(contexts, np.arange(2), 0 * one, one, one.astype(np.float32), one, one, np.arange(2))
     kept = pack(examples, np.zeros(2, dtype=np.uint8), 0)
     twice = concatenate([kept, kept])
     assert twice.examples().contexts.kind_T.tolist() == told_T.tolist() * 2
+    assert twice.examples().contexts.told_Q.tolist() == told_T[:2].tolist() * 2
     assert concatenate([]).examples().contexts.kind_T.tolist() == []
 
 
@@ -207,3 +213,35 @@ def test_what_cannot_be_is_refused_in_words():
         parse(b'{"items": [], "context": 3}')
     with pytest.raises(RequestError, match=r'"context"\["a"\] is \[1\]; send a word'):
         parse(b'{"items": [], "context": {"a": [1]}}')
+
+
+def landings(shard):
+    """Two hundred sessions of users who come once: what they read first goes with the device."""
+    return visits(shard).take(np.arange(1, 400, 2)).set_column(3, "user_id", [np.arange(200) + 1000 * shard])
+
+
+@pytest.mark.parametrize(("asked_with", "is_learned"), [(True, True), (False, False)])
+def test_a_session_of_an_unknown_user_is_answered_by_what_its_request_says(tmp_path, asked_with, is_learned):
+    words = ('inputs.context="user"', 'inputs.sessions="set"', "model.kind=nsp", f"model.request={asked_with}".lower())
+    stream = Stream(tmp_path, recipe(*TOLD, *words, "train.warmup_epochs=8", "train.learning_rate=0.01"))
+    for shard in range(3):
+        stream.land(landings(shard))
+    manifests = stream.advance()
+    assert manifests[-1].facts["training"]["targets"] == manifests[-1].facts["fates"]["trained"] > 150
+    loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
+    got = {device: ask(loaded, user_id=77_777, context={"device": device}, k=5, explain=True) for device in GOALS}
+    assert [answered.fallback for answered in got.values()] == [None, None]
+    assert all(sum(answered.shares["neural"]) > 0 for answered in got.values())
+    assert ({device: answered.items[0] for device, answered in got.items()} == GOALS) is is_learned
+
+
+def test_a_request_within_a_session_opens_none(tmp_path):
+    words = ('inputs.context="user"', "model.kind=nsp", "model.session_gap_s=0")
+    stream, manifests = learned(tmp_path, *TOLD, *words, shards=2)
+    loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
+    row = visits(1).to_pylist()[0]
+    asked = {"ts": row["ts"] + 500, "user_id": row["user_id"], "k": 5}
+    within = [ask(loaded, **asked, session_id=row["session_id"], context={"device": name}) for name in DEVICES]
+    assert within[0].scores == within[1].scores
+    opening = [ask(loaded, **asked, session_id=9_999, context={"device": name}) for name in DEVICES]
+    assert opening[0].scores != opening[1].scores

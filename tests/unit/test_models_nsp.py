@@ -47,7 +47,8 @@ def contexts(*rows: list[list[int]]) -> Contexts:
     length_Q = np.array([sum(len(session) for session in sessions) for sessions in rows])
     kind_T, session_Q = np.zeros(len(item), dtype=np.int16), np.zeros(len(rows), dtype=np.uint64)
     ints = [np.array(values, dtype=np.int64) for values in (item, ts)]
-    return Contexts(*ints, kind_T, offsets(length_Q), np.array(as_of, dtype=np.int64), session_Q)
+    told_Q = np.zeros(len(rows), dtype=np.int16)
+    return Contexts(*ints, kind_T, offsets(length_Q), np.array(as_of, dtype=np.int64), session_Q, told_Q)
 
 
 def batch(*rows: list[list[int]]) -> ModelInputs:

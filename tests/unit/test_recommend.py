@@ -254,7 +254,7 @@ def test_the_newest_events_count_and_the_mode_of_the_model_stays():
 def test_no_queries():
     version = recommender(10)
     empty = Contexts(
-        *(np.zeros(0, dtype=np.int64),) * 3, np.zeros(1, dtype=np.int64), *(np.zeros(0, dtype=np.int64),) * 2
+        *(np.zeros(0, dtype=np.int64),) * 3, np.zeros(1, dtype=np.int64), *(np.zeros(0, dtype=np.int64),) * 3
     )
     assert version.top(empty, 5).number_QK.shape == (0, 5)
     assert len(version.judge(empty, np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)).rank["blend"]) == 0

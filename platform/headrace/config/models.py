@@ -57,6 +57,8 @@ class NspConfig(TransformerConfig):
     """Of the targets of each session further on, times the weight of those before it."""
     separate: bool = True
     """Whether items and context tokens have projections of their own, at the entrance and in the first block."""
+    request: bool = True
+    """Whether context tokens are told what ``features`` say of the request that opens their session."""
     experts: Annotated[int, Field(ge=0)] = 0
     """In place of each feed-forward layer: so many, of which a token asks two, and one that all ask. 0: a plain one."""
 

@@ -64,8 +64,8 @@ class Held:
     @classmethod
     def none(cls) -> "Held":
         """No queries."""
-        number, key = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
-        contexts = Contexts(number, number, np.zeros(0, dtype=np.int16), offsets(number), number, key)
+        number, key, none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int16)
+        contexts = Contexts(number, number, none, offsets(number), number, key, none)
         return cls(contexts, number, offsets(number))
 
     def take(self, index_B: NDArray[np.integer]) -> "Held":

@@ -56,7 +56,8 @@ class _Rows:
 
 def _no_rows() -> _Rows:
     none = np.zeros(0, dtype=np.int64)
-    contexts = Contexts(none, none, none.astype(np.int16), offsets(none), none, none.astype(np.uint64))
+    told = none.astype(np.int16)
+    contexts = Contexts(none, none, told, offsets(none), none, none.astype(np.uint64), told)
     return _Rows(contexts, none.astype(np.int32))
 
 

@@ -38,6 +38,8 @@ class Contexts:
     """Event time at which the question is asked, ms."""
     session_Q: NDArray[np.uint64]
     """The session that asks (0: unknown), so that no expert counts a session for its own query."""
+    told_Q: Codes
+    """What is told of the request, where it opens a session; else 0 (inputs/told.py)."""
 
     def __len__(self) -> int:
         return len(self.as_of_Q)
@@ -58,10 +60,14 @@ class Contexts:
             offsets(length_B),
             self.as_of_Q[index_B],
             self.session_Q[index_B],
+            self.told_Q[index_B],
         )
 
     def before(self, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> "Contexts":
-        """The context of each question ``back_P`` events before the end of row ``row_P``, asked when the next came."""
+        """The context of each question ``back_P`` events before the end of row ``row_P``, asked when the next came.
+
+        Of a request before the end nothing is told: only a model knows whether it opens a session.
+        """
         taken = self if len(row_P) == len(self) and (row_P == np.arange(len(self))).all() else self.take(row_P)
         if not back_P.any():
             return taken
@@ -70,7 +76,8 @@ class Contexts:
         next_P = np.minimum(taken.offset_R[:-1] + length_P, max(0, len(taken.ts_T) - 1))
         as_of_P = np.where(length_P < taken.length_Q, taken.ts_T[next_P], taken.as_of_Q)
         events = (taken.item_T[flat_T], taken.ts_T[flat_T], taken.kind_T[flat_T])
-        return Contexts(*events, offsets(length_P), as_of_P, taken.session_Q)
+        told_P = np.where(length_P < taken.length_Q, 0, taken.told_Q)
+        return Contexts(*events, offsets(length_P), as_of_P, taken.session_Q, told_P)
 
     def known(self, slot_I: NDArray[np.int64]) -> "Contexts":
         """The same queries without the items that have no row in this version's ``slot_I``."""
@@ -85,6 +92,7 @@ class Contexts:
             kept_before[self.offset_R],
             self.as_of_Q,
             self.session_Q,
+            self.told_Q,
         )
 
 
@@ -97,6 +105,7 @@ class ModelInputs:
     ts_BL: NDArray[np.int64]
     kind_BL: Codes
     as_of_B: NDArray[np.int64]
+    told_B: Codes
 
     def take(self, index_B: NDArray[np.integer]) -> "ModelInputs":
         """These rows, in this order."""
@@ -117,7 +126,7 @@ class ModelInputs:
             np.take_along_axis(array_BL, order_BL, axis=1)
             for array_BL in (np.where(is_event_BL, self.slot_BL, -1), self.ts_BL, self.kind_BL)
         )
-        return ModelInputs(slot_BL, ts_BL, kind_BL, self.as_of_B), newer_BR
+        return ModelInputs(slot_BL, ts_BL, kind_BL, self.as_of_B, self.told_B), newer_BR
 
 
 def has_row(item_T: NDArray[np.int64], slot_I: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -144,13 +153,19 @@ def build_contexts(
     as_of_Q: NDArray[np.int64],
     session_Q: NDArray[np.uint64],
     max_events: int,
+    told_Q: Codes | None = None,
 ) -> Contexts:
-    """For each query, the newest ``max_events`` events of its key that are strictly earlier than its as-of time."""
+    """For each query, the newest ``max_events`` events of its key that are strictly earlier than its as-of time.
+
+    Without ``told_Q``, nothing is told of the requests.
+    """
+    told_Q = np.zeros(len(key_Q), dtype=np.int16) if told_Q is None else told_Q
     first_Q, end_Q = span_before(log, key_Q, as_of_Q)
     start_Q = np.maximum(first_Q, end_Q - max_events)
     length_Q = end_Q - start_Q
     flat_T = ranges(start_Q, length_Q)
-    return Contexts(log.item_N[flat_T], log.ts_N[flat_T], log.kind_N[flat_T], offsets(length_Q), as_of_Q, session_Q)
+    events = (log.item_N[flat_T], log.ts_N[flat_T], log.kind_N[flat_T])
+    return Contexts(*events, offsets(length_Q), as_of_Q, session_Q, told_Q)
 
 
 def span_before(
@@ -174,6 +189,7 @@ def contexts_of(sequences: Sequence[Sequence[int]], as_of_ms: int, max_events: i
         offsets(length_Q),
         np.full(len(cut), as_of_ms, dtype=np.int64),
         np.full(len(cut), session, dtype=np.uint64),
+        np.zeros(len(cut), dtype=np.int16),
     )
 
 
@@ -186,6 +202,7 @@ def concatenate(parts: Sequence[Contexts]) -> Contexts:
         offsets(np.concatenate([part.length_Q for part in parts])),
         np.concatenate([part.as_of_Q for part in parts]),
         np.concatenate([part.session_Q for part in parts]),
+        np.concatenate([part.told_Q for part in parts]),
     )
 
 
@@ -201,7 +218,7 @@ def pad(contexts: Contexts, slot_I: NDArray[np.int64]) -> ModelInputs:
     slot_BL[row_T, column_T] = slot_I[contexts.item_T]
     ts_BL[row_T, column_T] = contexts.ts_T
     kind_BL[row_T, column_T] = contexts.kind_T
-    return ModelInputs(slot_BL, ts_BL, kind_BL, contexts.as_of_Q)
+    return ModelInputs(slot_BL, ts_BL, kind_BL, contexts.as_of_Q, contexts.told_Q)
 
 
 def _first_not_before(

@@ -68,7 +68,7 @@ class Examples:
         return self.contexts.before(self.sequence_T[index_B], self.position_T[index_B])
 
     def known(self, slot_I: NDArray[np.int64]) -> "Examples":
-        """The same without context items that have no row; sequences whose context is then empty are left out."""
+        """The same without context items that have no row; sequences whose context that empties are left out."""
         contexts = self.contexts
         keep_T = has_row(contexts.item_T, slot_I)
         if keep_T.all():
@@ -77,7 +77,7 @@ class Examples:
         start_T, end_T = contexts.offset_R[self.sequence_T], contexts.offset_R[self.sequence_T + 1]
         position_T = kept_before[end_T] - kept_before[np.maximum(end_T - self.position_T, start_T)]
         known = replace(self, contexts=contexts.known(slot_I), position_T=position_T)
-        return known.take(np.flatnonzero(known.contexts.length_Q > 0))
+        return known.take(np.flatnonzero((known.contexts.length_Q > 0) | (contexts.length_Q == 0)))
 
 
 def plan_batches(shape_S: NDArray[np.int64], batch: int, draw: np.random.Generator) -> list[NDArray[np.int64]]:

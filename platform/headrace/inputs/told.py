@@ -3,6 +3,7 @@
 A feature is a column that the log carries (``columns.context``): how a page was reached, on which device, from which
 region. Its values are told apart by name, as kinds are: words, truth values and whole numbers have the same name in a
 log and in a request, whatever type their column has. Fractions have that of a double. Nothing, NaN and "" are not told.
+A request has features, too, and no kind.
 Shape legend: N events.
 """
 
@@ -18,7 +19,7 @@ from headrace.records import hash64
 _BITS = 15  # of each code; the kind's come lowest
 _MASK = (1 << _BITS) - 1
 
-Codes: TypeAlias = "NDArray[np.signedinteger[Any]]"
+Codes: TypeAlias = NDArray[np.signedinteger[Any]]
 """Kinds alone (int16), or with features (int64); wherever such an array is called ``kind``, it may hold either."""
 
 
@@ -47,6 +48,11 @@ def tell_one(features: Sequence[str], said: Mapping[str, object]) -> int:
     return sum(
         feature_code(column, said.get(column)) << (_BITS * place) for place, column in enumerate(features, start=1)
     )
+
+
+def request_of(told: Codes) -> Codes:
+    """What a request says for which these were told: their features alone."""
+    return told & ~_MASK
 
 
 def kind_of(told: Codes) -> Codes:

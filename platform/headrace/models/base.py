@@ -16,6 +16,11 @@ from headrace.models.table import ItemTable
 class Encoder(Protocol):
     """Turns a batch of contexts into query vectors. An ``nn.Module`` whose state dict is its whole state."""
 
+    @property
+    def reads_empty(self) -> bool:
+        """Whether it has something to say where there is no event: of the time, or of the request."""
+        ...
+
     def __call__(self, inputs: ModelInputs, item_BLD: Tensor, row_P: Tensor, back_P: Tensor) -> Tensor:
         """The query vectors ``(P, D)`` at row ``row_P`` and ``back_P`` events before its newest (0: after all of them).
 
@@ -50,6 +55,11 @@ class RecallModel(nn.Module):
         self.table = table
         self.temperature = temperature
         """Of cosine scores; None: dot products."""
+
+    @property
+    def reads_empty(self) -> bool:
+        """See ``Encoder``."""
+        return cast(Encoder, self.encoder).reads_empty
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""

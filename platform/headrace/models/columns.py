@@ -197,6 +197,8 @@ class Columns(Column):
 class Route(nn.Module):
     """One older column by itself; an ``Encoder`` that reads the rows it was frozen with."""
 
+    reads_empty = False
+
     def __init__(self, columns: Columns, name: str) -> None:
         super().__init__()
         self.columns = columns

@@ -41,6 +41,8 @@ _LONGEST = 1000.0
 class NextSession(nn.Module):
     """The encoder. ``reset`` draws its weights; until then they are whatever torch makes of a layer."""
 
+    reads_empty = True
+
     def __init__(self, config: NspConfig, max_events: int) -> None:
         super().__init__()
         width = config.width
@@ -53,6 +55,7 @@ class NextSession(nn.Module):
         """Of every context token."""
         self.kind = nn.Parameter(torch.zeros(_KINDS, width))
         self.features = Features(len(config.features), width) if config.features else None
+        self.request = Features(len(config.features), width) if config.features and config.request else None
         self.hour = nn.Parameter(torch.zeros(24, width))
         self.weekday = nn.Parameter(torch.zeros(7, width))
         self.silence = nn.Parameter(torch.zeros(_SILENCES, width))
@@ -68,8 +71,9 @@ class NextSession(nn.Module):
             nn.init.eye_(entrance.weight)
         for table in (self.kind, self.hour, self.weekday, self.silence):
             nn.init.zeros_(table)
-        if self.features is not None:
-            self.features.reset()
+        for features in (self.features, self.request):
+            if features is not None:
+                features.reset()
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
@@ -106,7 +110,7 @@ class NextSession(nn.Module):
         tokens = packed(tokens) if self.training else tokens
         places = _Places.of(tokens, item_BLD.device)
         items_ND = self._items(inputs, item_BLD).flatten(0, 1).index_select(0, places.event_N)
-        contexts_BCD = self._contexts(tokens.opens_ms_BC, tokens.silence_ms_BC)
+        contexts_BCD = self._contexts(tokens)
         contexts_ND = contexts_BCD.flatten(0, 1).index_select(0, places.context_N)
         x_BTD = self.dropout(places.put(*self.enter.parts(items_ND, contexts_ND)))
         turn_BTK = None if config.rotary == "none" else self._turns(tokens.place_BT).to(item_BLD.device)
@@ -120,16 +124,18 @@ class NextSession(nn.Module):
         """What item tokens are made of: the item, and how it was met."""
         kind_BL = torch.from_numpy(kind_of(inputs.kind_BL).astype(np.int64) % _KINDS).to(item_BLD.device)
         made_BLD: Tensor = item_BLD * self.scale + nn.functional.embedding(kind_BL, self.kind)
-        return made_BLD if self.features is None else made_BLD + self.features(inputs)
+        return made_BLD if self.features is None else made_BLD + self.features(inputs.kind_BL)
 
-    def _contexts(self, opens_ms_BC: Ints, silence_ms_BC: Ints) -> Tensor:
-        """What context tokens are made of: the time at which they open a session, and the silence before."""
+    def _contexts(self, tokens: SessionTokens) -> Tensor:
+        """What context tokens are made of: when they open a session, the silence before, and what the request says."""
+        opens_ms_BC, silence_ms_BC = tokens.opens_ms_BC, tokens.silence_ms_BC
         hour_BC, day_BC = opens_ms_BC // 3_600_000 % 24, opens_ms_BC // 86_400_000 % 7
         doubled_BC = 1 + np.log2(1 + np.maximum(silence_ms_BC, 0) / 1000).astype(np.int64)
         step_BC = np.where(silence_ms_BC < 0, 0, np.minimum(doubled_BC, _SILENCES - 1))
         pairs = ((self.hour, hour_BC), (self.weekday, day_BC), (self.silence, step_BC))
         parts = [nn.functional.embedding(torch.from_numpy(at_BC).to(table.device), table) for table, at_BC in pairs]
-        return self.start + parts[0] + parts[1] + parts[2]
+        made_BCD = self.start + parts[0] + parts[1] + parts[2]
+        return made_BCD if self.request is None else made_BCD + self.request(tokens.told_BC)
 
     def _turns(self, place_BT: Ints) -> Tensor:
         """By how much each pair of a head's entries is turned, (B, T, K / 2)."""

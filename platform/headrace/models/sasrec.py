@@ -25,6 +25,8 @@ from headrace.models.layers import draw_layers, host, split_heads
 class SasRec(nn.Module):
     """The encoder. ``reset`` draws its weights; until then they are whatever torch makes of a layer."""
 
+    reads_empty = False
+
     def __init__(self, config: SasRecConfig, max_events: int) -> None:
         super().__init__()
         self.config = config
@@ -83,7 +85,7 @@ class SasRec(nn.Module):
         mask = _mask(inputs.slot_BL >= 0, item_BLD)
         met_BLD = item_BLD * self.scale
         if self.features is not None:
-            met_BLD = met_BLD + self.features(inputs).to(met_BLD.dtype)
+            met_BLD = met_BLD + self.features(inputs.kind_BL).to(met_BLD.dtype)
         x_BLD = self.dropout(met_BLD)
         for index, block in enumerate(self.blocks):
             x_BLD = block(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.inputs.contexts import ModelInputs
 from headrace.inputs.sessions import padded_begins
+from headrace.inputs.told import Codes, request_of
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -36,6 +37,8 @@ class SessionTokens:
     """When the session that a context token opens begins."""
     silence_ms_BC: Ints
     """How long nothing had happened then; -1: there is nothing before."""
+    told_BC: Codes
+    """What is told of the request: what was told of the event that the session begins with; 0: nothing."""
     question_P: Ints
     """The context token of each question, among the row's C."""
     event_N: Ints
@@ -95,6 +98,7 @@ def lay_out(
         _seen(is_event_BL, session_BL, column_BC, apart_BC, before_BC, items_see),
         opens_ms_BC,
         silence_ms_BC,
+        _told(inputs, column_BC, apart_BC),
         question_P,
         np.arange(is_event_BL.size),
         every_BT[:, :length].ravel(),
@@ -164,6 +168,14 @@ def _seen(
     seen_BTT &= np.concatenate([is_event_BL, is_seen_BC], axis=1)[:, None, :]
     seen_BTT |= np.eye(length + width, dtype=np.bool_)
     return seen_BTT
+
+
+def _told(inputs: ModelInputs, column_BC: Ints, apart_BC: Bools) -> Codes:
+    """What each context token's request says; one within a session is not the request of the event after it."""
+    told_BZ = np.concatenate([request_of(inputs.kind_BL), inputs.told_B[:, None]], axis=1)
+    told_BC = told_BZ[np.arange(len(column_BC))[:, None], column_BC]
+    is_within_BC = apart_BC & (column_BC < inputs.kind_BL.shape[1])
+    return np.where(is_within_BC | (column_BC < 0), 0, told_BC)
 
 
 def _times(inputs: ModelInputs, first_B: Ints, column_BC: Ints) -> tuple[Ints, Ints]:

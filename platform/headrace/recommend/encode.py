@@ -46,17 +46,22 @@ def newest(contexts: Contexts, max_events: int) -> Contexts:
         offsets(kept_Q),
         contexts.as_of_Q,
         contexts.session_Q,
+        contexts.told_Q,
     )
 
 
 def encode(model: RecallModel, contexts: Contexts, slot_I: NDArray[np.int64], max_events: int) -> Tensor:
-    """The query vectors ``(Q, D)``, zeros for empty contexts. None may hold more than ``max_events`` events."""
+    """The query vectors ``(Q, D)``, zeros where the model has nothing to say of an empty context.
+
+    None may hold more than ``max_events`` events.
+    """
     vector_QD = model.table.weight.new_zeros(len(contexts), model.table.width)
     length_Q = contexts.length_Q
     width_Q = np.minimum(1 << np.ceil(np.log2(np.maximum(length_Q, 1))).astype(np.int64), max_events)
     shape_Q = model.kin(contexts) * (max_events + 1) + width_Q
-    for shape in np.unique(shape_Q[length_Q > 0]).tolist():
-        index_N = np.flatnonzero((shape_Q == shape) & (length_Q > 0))
+    asked_Q = (length_Q > 0) | model.reads_empty
+    for shape in np.unique(shape_Q[asked_Q]).tolist():
+        index_N = np.flatnonzero((shape_Q == shape) & asked_Q)
         width = shape % (max_events + 1)
         for start in range(0, len(index_N), ROWS):
             index_B = index_N[start : start + ROWS]
@@ -84,4 +89,5 @@ def _widened(inputs: ModelInputs, width: int) -> ModelInputs:
         np.pad(inputs.ts_BL, margin),
         np.pad(inputs.kind_BL, margin),
         np.pad(inputs.as_of_B, margin[0]),
+        np.pad(inputs.told_B, margin[0]),
     )

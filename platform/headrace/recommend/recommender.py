@@ -2,8 +2,8 @@
 
 Evaluation calls ``judge``, serving calls ``top``; both score the same blocks in the same way, so they cannot disagree.
 The score of an item is the weighted sum of the experts' probabilities over the eligible set (the model's by exact
-softmax, with the recipe's prior); the weights are renormalised over those that vote. A model has no vote on a context
-without known items.
+softmax, with the recipe's prior); the weights are renormalised over those that vote. On a context without known items a
+model has no vote, unless it reads the request itself.
 Each expert's probabilities are raised to its exponent first, which is 1 unless the stream has taught another.
 With ``seen_last``, the items of a query's own context have probability 0 and come after all others. Else, with a split
 blend, they have a mixture and a part of the score of their own (blend/split.py).
@@ -51,7 +51,7 @@ class Top:
     score_QK: NDArray[np.float32]
     """Probabilities; 0 where there is no item, and of seen items that come last."""
     fallback_Q: NDArray[np.bool_]
-    """Whether the context held no known item, so that the model had no vote."""
+    """Whether the context held no known item, and the model had no vote for that."""
     shares: Mapping[str, NDArray[np.float32]]
     """What each expert contributes to the scores, by name, (Q, K): they sum to the scores. Empty unless asked for."""
 
@@ -182,7 +182,7 @@ class Recommender:
                     found = block.shares(weight_QK, row_T, column_QB[there_QB], best_QB[there_QB])
                     for name, share_T in found.items():
                         shares[name][block.first + row_T, place_T] = share_T
-        return Top(number_QK, score_QK, self.known(contexts).length_Q == 0, shares)
+        return Top(number_QK, score_QK, self._is_silent(self.known(contexts)), shares)
 
     def judge(
         self,
@@ -298,7 +298,7 @@ class Recommender:
         met = newest(self.known(contexts), self.max_events)
         asked = newest(self._beside.known(contexts), self.max_events) if self._beside else met
         items_ED = self._items()
-        encoded_QD = encode(self.model, met, self._slot_I, self.max_events)
+        encoded_QD, silent_Q = encode(self.model, met, self._slot_I, self.max_events), self._is_silent(met)
         for first in range(0, len(asked), BLOCK):
             block = asked.take(np.arange(first, min(first + BLOCK, len(asked))))
             seen = Seen(block, self.eligible) if self.seen_last or self._split is not None else None
@@ -316,8 +316,13 @@ class Recommender:
                 logits_QE *= exponent
             if self._absent_E is not None:
                 logits_QE.masked_fill_(self._absent_E, -torch.inf)
-            met_Q = met.length_Q[first : first + BLOCK] > 0
+            met_Q = ~silent_Q[first : first + BLOCK]
             yield self._block(first, block.length_Q, logits_QE, met_Q, said, seen)
+
+    def _is_silent(self, met: Contexts) -> NDArray[np.bool_]:
+        """Of which contexts the model has nothing to say."""
+        is_silent_Q: NDArray[np.bool_] = (met.length_Q == 0) & (not self.model.reads_empty)
+        return is_silent_Q
 
     def _block(
         self,

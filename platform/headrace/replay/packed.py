@@ -31,6 +31,7 @@ _RECORDS = {
             ("num_targets", "<i4"),
             ("group", "u1"),
             ("order", "<f4"),
+            ("told", "<i8"),
         ]
     ),
     "target": np.dtype(
@@ -97,6 +98,7 @@ class Packed:
             offsets(example_N["num_events"].astype(np.int64)),
             example_N["as_of"].copy(),
             example_N["session"].copy(),
+            example_N["told"].astype(event_E["kind"].dtype),
         )
         return Examples(
             contexts,
@@ -139,6 +141,7 @@ def pack(
         "num_targets": per_S,
         "group": group_S,
         "order": np.zeros(num) if order_S is None else order_S,
+        "told": contexts.told_Q,
     }
     record_of_event = next(record for record in _EVENTS.values() if record["kind"] == contexts.kind_T.dtype)
     arrays = {

@@ -87,7 +87,7 @@ def learn(
     state.catalogue.settle(state.watermark_ms, recipe.catalogue)
     state.step.begin_increment(state.catalogue.num_slots, increment)
     start_rows(state)
-    made = questions.examples(wanted.intake, recipe.inputs, recipe.objective.examples)
+    made = questions.examples(wanted.intake, recipe.inputs, recipe.objective.examples, state.step.model.reads_empty)
     if isinstance(recipe.model, NspConfig):
         made = ahead(made, recipe.model.sessions_ahead, recipe.model.ahead_weight, recipe.model.session_gap_s)
     replayed = _replayed(made, state, increment, watch)

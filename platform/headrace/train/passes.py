@@ -181,7 +181,7 @@ def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
     plan = plan_batches(course.tokens_S, _share(step.config.batch, group), draw)
     total_K = _sum(group, "weight", _weights(examples, course.words.weight_T, plan))
     loss = 0.0
-    batches = _batches(examples, course.words, course.slot_I, plan, course.prior)
+    batches = _batches(examples, course.words, course.slot_I, plan, course.prior, step.model.reads_empty)
     for total in total_K.tolist():
         batch = next(batches, None)
         if total > 0.0:  # else nobody has an eligible target: all ranks pass over this step
@@ -250,6 +250,7 @@ def _batches(
     slot_I: NDArray[np.int64],
     plan: list[NDArray[np.int64]],
     prior: PriorOf | None,
+    reads_empty: bool,
 ) -> Iterator[StepBatch]:
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples) + 1))
     length_S = examples.contexts.length_Q
@@ -258,10 +259,10 @@ def _batches(
         flat_T = ranges(begin_B, count_B)
         position_T = examples.position_T[flat_T]
         length_T = np.repeat(length_S[members], count_B)
-        # one query for all targets of a row and position, and one for all whose context is empty
+        # one query for all targets of a row and position, and one for all of whose context nothing is read
         reach = int(position_T.max(initial=0)) + 1
         key_T = np.repeat(np.arange(len(members)), count_B) * reach + position_T
-        empty_T = position_T >= length_T
+        empty_T = (position_T >= length_T) & (not reads_empty)
         key_T[empty_T] = key_T[empty_T].min(initial=np.iinfo(np.int64).max)
         key_P, query_T = np.unique(key_T, return_inverse=True)
         used_B, row_P = np.unique(key_P // reach, return_inverse=True)

@@ -12,6 +12,7 @@ from headrace.evaluation.prequential import Queries
 from headrace.experts.base import Counted
 from headrace.inputs.contexts import Contexts, build_contexts, offsets, ranges, span_before
 from headrace.inputs.examples import Examples
+from headrace.inputs.told import Codes, request_of
 from headrace.train.intake import Fate, Intake
 
 
@@ -31,23 +32,27 @@ def queries(intake: Intake, config: InputsConfig, fate: Fate = Fate.TRAINED) -> 
     return Queries(contexts, target_T, offset_R, rows.shard_N[first_Q], rows.row_N[first_Q], rows.event_N[first_Q])
 
 
-def examples(intake: Intake, config: InputsConfig, shape: str) -> Examples:
-    """The training examples of this rank's trained rows; ``shape`` is "prefixes" or "sessions" (one pass)."""
+def examples(intake: Intake, config: InputsConfig, shape: str, reads_empty: bool = False) -> Examples:
+    """The training examples of this rank's trained rows; ``shape`` is "prefixes" or "sessions" (one pass).
+
+    Without ``reads_empty``, those whose context is empty are left out.
+    """
     wanted_N = intake.trained_N & intake.rows.target_N
     if config.sessions == "set":
         index_T, offset_R, as_of_S = _sets(intake, wanted_N & ~intake.opened_N)
         if shape == "sessions":
-            return _one_pass(intake, index_T, np.repeat(as_of_S, np.diff(offset_R)), config)
+            return _one_pass(intake, index_T, np.repeat(as_of_S, np.diff(offset_R)), config, reads_empty)
         contexts = _contexts(intake, index_T[offset_R[:-1]], as_of_S, config)
         sequence_T = np.repeat(np.arange(len(as_of_S)), np.diff(offset_R))
-        return _examples(intake, contexts, sequence_T, np.zeros(len(index_T), dtype=np.int64), index_T)
+        place_T = np.zeros(len(index_T), dtype=np.int64)
+        return _examples(intake, contexts, sequence_T, place_T, index_T, reads_empty)
     if shape == "prefixes":
         index_T = np.flatnonzero(wanted_N)
         contexts = _contexts(intake, index_T, intake.rows.ts_N[index_T], config)
         place_T = np.arange(len(index_T))
-        return _examples(intake, contexts, place_T, np.zeros(len(index_T), dtype=np.int64), index_T)
+        return _examples(intake, contexts, place_T, np.zeros_like(place_T), index_T, reads_empty)
     index_T = np.flatnonzero(wanted_N)
-    return _one_pass(intake, index_T, intake.rows.ts_N[index_T], config)
+    return _one_pass(intake, index_T, intake.rows.ts_N[index_T], config, reads_empty)
 
 
 def counted(intake: Intake, config: InputsConfig) -> Counted:
@@ -67,7 +72,12 @@ def counted(intake: Intake, config: InputsConfig) -> Counted:
 
 def _contexts(intake: Intake, index_Q: NDArray[np.int64], as_of_Q: NDArray[np.int64], config: InputsConfig) -> Contexts:
     key_Q, session_Q = intake.key_N[index_Q], intake.session_N[index_Q]
-    return build_contexts(intake.log, key_Q, as_of_Q, session_Q, config.max_events)
+    return build_contexts(intake.log, key_Q, as_of_Q, session_Q, config.max_events, _told(intake, index_Q))
+
+
+def _told(intake: Intake, index_Q: NDArray[np.int64]) -> Codes:
+    """What is told of the requests that these rows answer: what is told of the row, if it opens its session."""
+    return np.where(intake.begun_N[index_Q], 0, request_of(intake.told_N[index_Q]))
 
 
 def _sets(
@@ -87,14 +97,16 @@ def _sets(
     return index_T, offset_R, np.minimum.reduceat(intake.rows.ts_N[index_T], offset_R[:-1])
 
 
-def _one_pass(intake: Intake, index_T: NDArray[np.int64], as_of_T: NDArray[np.int64], config: InputsConfig) -> Examples:
+def _one_pass(
+    intake: Intake, index_T: NDArray[np.int64], as_of_T: NDArray[np.int64], config: InputsConfig, reads_empty: bool
+) -> Examples:
     """Windows over each key's events, the last one ending at its newest, with a target wherever a new row is asked."""
     log, size = intake.log, config.max_events
     key_T = intake.key_N[index_T]
     first_T, before_T = span_before(log, key_T, as_of_T)
     stop_T = np.searchsorted(log.key_N, key_T, side="right")
     at_T = before_T - 1  # the newest strictly earlier event; before the first where there is none
-    asked_T = at_T >= first_T
+    asked_T = (at_T >= first_T) | reads_empty
     index_T, as_of_T, at_T = index_T[asked_T], as_of_T[asked_T], at_T[asked_T]
     first_T, stop_T = first_T[asked_T], stop_T[asked_T]
     back_T = stop_T - 1 - at_T
@@ -112,8 +124,9 @@ def _one_pass(intake: Intake, index_T: NDArray[np.int64], as_of_T: NDArray[np.in
         offsets(end_S - start_S),
         as_of_T[last_S],
         intake.session_N[index_T[last_S]],
+        _told(intake, index_T[last_S]),
     )
-    return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T)
+    return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T, reads_empty)
 
 
 def _examples(
@@ -122,8 +135,9 @@ def _examples(
     sequence_T: NDArray[np.int64],
     position_T: NDArray[np.int64],
     index_T: NDArray[np.int64],
+    reads_empty: bool,
 ) -> Examples:
-    """Examples without those whose context is empty: nothing can be learned from no past."""
+    """Examples, unless asked for without those whose context is empty, of which most models learn nothing."""
     rows = intake.rows
     made = Examples(
         contexts,
@@ -135,5 +149,5 @@ def _examples(
         rows.shard_N[index_T],
         rows.row_N[index_T],
     )
-    some_S = np.flatnonzero(contexts.length_Q > 0)
+    some_S = np.flatnonzero((contexts.length_Q > 0) | reads_empty)
     return made if len(some_S) == len(contexts) else made.take(some_S)
