@@ -217,3 +217,10 @@ def test_a_window_is_what_the_ledger_would_give_and_is_trained_at_its_cost(bench
     figures = {one: bench.study.rows()[one][0] for one in names}
     assert all(row["cpu_s"] > 0 for row in figures.values())
     assert len({row["mrr@20"] for row in figures.values()}) == 3, "R@20 is the same: only items never met are missed"
+
+
+def test_what_the_gate_rejected_is_told_with_its_reason(tmp_path, log):
+    bench = Bench(tmp_path, log, "gate.max_update_ratio=1e-9")
+    rows = bench.run("online")
+    assert [len(row["rejected"]) for row in rows] == [6, 6, 6], "the warm-up, which answers first, is never rejected"
+    assert all("1e-09" in reason for row in rows for reason in row["rejected"])

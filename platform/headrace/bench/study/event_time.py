@@ -100,6 +100,8 @@ def _teller(method: Variant, kind: kinds.Kind, study: Study, progress: Progress)
         pace = f", {took['p50']:.2f} s an increment (at most {took['max']:.1f})" if took else ""
         if row["useful_tokens"] is not None:
             pace += f", {100 * row['useful_tokens']:.1f} % of tokens no padding"
+        if row["rejected"]:
+            pace += f", {len(row['rejected'])} increments rejected (the first one: {row['rejected'][0]})"
         print_table(
             f"{method.name}, seed {row['seed']}, {kind.unit} {row['cycle']}: {row['queries']} queries, "
             f"{row['train_s']:.0f} s of training ({row['cpu_s']:.1f} of CPU, with reading){pace}; "

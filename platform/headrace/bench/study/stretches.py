@@ -149,6 +149,7 @@ class _Waiting:
             "increment_s": sum(trained.envelope.seconds.values()),
             "is_warmup": trained.cut == 0,
             "useful_tokens": trained.facts["training"]["useful_tokens"],
+            "rejected": trained.reason if trained.verdict == "reject" else None,
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path(period).with_suffix(".json").write_text(json.dumps(facts))
@@ -187,6 +188,7 @@ def _row(seed: int, number: int, answers: Answers, facts: list[dict[str, Any]]) 
         "queries": len(answers),
         "increment_s": {"p50": float(np.median(later)), "max": max(later)} if later else None,
         "useful_tokens": float(np.mean(useful)) if useful else None,
+        "rejected": [one["rejected"] for one in facts if one["rejected"] is not None],
         BLEND: answers.figures(BLEND),
         "experts": {name: answers.figures(name) for name in counters},
     }
