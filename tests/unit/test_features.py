@@ -11,6 +11,7 @@ from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.errors import ConfigError
+from headrace.feed.landing import Landing, shard_name
 from headrace.inputs.contexts import Contexts
 from headrace.inputs.examples import Examples
 from headrace.inputs.told import feature_code, features_of, kind_of, tell, tell_one
@@ -21,6 +22,7 @@ from headrace.serving.ask import read_context
 from headrace.serving.check import mixed
 from headrace.serving.request import RequestError, parse
 from headrace.serving.service import answer
+from headrace.store.arrays import load_arrays
 from headrace.train.group import Solo
 from headrace.train.state import resume
 
@@ -204,6 +206,11 @@ def test_what_cannot_be_is_refused_in_words():
         recipe(TOLD[0], 'model.features=["device","device"]')
     with pytest.raises(ConfigError, match=r"feed\.synthetic makes none"):
         recipe(*TOLD, "feed.synthetic={}")
+    side = ("feed.items_path=items", 'catalogue.attributes=["a","b"]')
+    with pytest.raises(ConfigError, match=r"each must be one of catalogue\.attributes"):
+        recipe(*side, 'model.attributes=["c"]')
+    with pytest.raises(ConfigError, match="are 4 together: 3 can be told"):
+        recipe(*side, 'model.attributes=["a","b"]', *TOLD)
     with pytest.raises(ConfigError, match="--context phone: write it as column=value"):
         read_context(["a=b", "phone"])
     assert read_context(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
@@ -227,7 +234,10 @@ def test_a_session_of_an_unknown_user_is_answered_by_what_its_request_says(tmp_p
     for shard in range(3):
         stream.land(landings(shard))
     manifests = stream.advance()
-    assert manifests[-1].facts["training"]["targets"] == manifests[-1].facts["fates"]["trained"] > 150
+    num_trained = manifests[-1].facts["fates"]["trained"]
+    assert manifests[-1].facts["training"]["targets"] == num_trained > 150
+    assert manifests[-1].facts["metrics"]["queries"] == num_trained
+    assert manifests[-1].facts["signs"]["coherence"] is None, "an empty context cannot tell a row that is mixed up"
     loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
     got = {device: ask(loaded, user_id=77_777, context={"device": device}, k=5, explain=True) for device in GOALS}
     assert [answered.fallback for answered in got.values()] == [None, None]
@@ -245,3 +255,38 @@ def test_a_request_within_a_session_opens_none(tmp_path):
     assert within[0].scores == within[1].scores
     opening = [ask(loaded, **asked, session_id=9_999, context={"device": name}) for name in DEVICES]
     assert opening[0].scores != opening[1].scores
+
+
+def described(folder, num_items):
+    """A side feed of items of two makes, told before the first event."""
+    side = Landing(str(folder / "items"))
+    made = {"item_id": np.arange(num_items), "ts": [0] * num_items, "make": ["red", "blue"] * (num_items // 2)}
+    side.land(shard_name(0), pa.table(made))
+    return f"feed.items_path={side.uri}", 'catalogue.attributes=["make"]', 'model.attributes=["make"]'
+
+
+def red_after_red(shard):
+    """Two hundred sessions: any item, and then the one that goes with its make."""
+    draw = np.random.default_rng(shard)
+    first = draw.integers(300, size=200)
+    table = visits(shard).drop_columns(["device", "hour"])
+    return table.set_column(0, "item_id", [np.stack([first, 300 + first % 2], axis=1).reshape(-1)])
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "nsp"])
+def test_what_the_side_feed_says_of_items_is_told_with_them(tmp_path, kind):
+    words = (*described(tmp_path, 302), f"model.kind={kind}", "train.warmup_epochs=8", "train.learning_rate=0.01")
+    stream = Stream(tmp_path, recipe(*words, "train.epochs=4"))
+    for shard in range(3):
+        stream.land(red_after_red(shard))
+    manifests = stream.advance()
+    loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
+    met = red_after_red(2)["item_id"].to_pylist()[::2][:40]
+    answers = [ask(loaded, items=[item], k=1).items[0] for item in met]
+    assert np.mean([answered == 300 + item % 2 for item, answered in zip(met, answers, strict=True)]) > 0.95
+    refs = [ref for name, ref in manifests[-1].parts.items() if name.startswith("history/")]
+    kept = np.concatenate([load_arrays(stream.store.get_part(ref))["kind"] for ref in refs])
+    makes = [feature_code("item: make", make) for make in ("red", "blue")]
+    assert set(features_of(kept, 1)[0].tolist()) == set(makes)
+    shown = loaded.catalogue.listing.told(("make",), loaded.catalogue.numbers(np.array([met[0], 10**6])))
+    assert shown["item: make"].tolist() == ["blue" if met[0] % 2 else "red", None]

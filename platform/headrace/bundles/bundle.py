@@ -129,7 +129,9 @@ class Loaded:
     columns: ColumnsConfig
     inputs: InputsConfig
     features: tuple[str, ...]
-    """Columns that its model is told of each event."""
+    """Columns that its model is told of each event and request."""
+    attributes: tuple[str, ...]
+    """Attributes of items that its model is told of each event."""
     past: Past | None
     """What users did, so that a question may name one; None where it was left out."""
 
@@ -220,4 +222,4 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
     )
     columns = ColumnsConfig.model_validate(bundle.recipe["columns"])
     past = Past(folder("history")) if with_past else None
-    return Loaded(bundle, recommender.freeze(), catalogue, columns, inputs, config.features, past)
+    return Loaded(bundle, recommender.freeze(), catalogue, columns, inputs, config.features, config.attributes, past)

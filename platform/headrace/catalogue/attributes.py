@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import NEVER
+from headrace.config.models import told_attribute
 from headrace.records import ItemRows
 
 UNKNOWN = -1
@@ -50,6 +51,17 @@ class Listing:
             for attribute, codes, code in zip(self.attributes, self._codes, self.code_IA[number], strict=True)
             if code != UNKNOWN
         }
+
+    def told(self, attributes: Sequence[str], number_N: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What is known of these items (-1: unknown ones), a column of words for each attribute; None: nothing."""
+        columns = {}
+        for attribute in attributes:
+            place = self.attributes.index(attribute)
+            words = np.array([*self._codes[place], None], dtype=object)
+            code_N = np.full(len(number_N), UNKNOWN)
+            code_N[number_N >= 0] = self.code_IA[number_N[number_N >= 0], place]
+            columns[told_attribute(attribute)] = words[code_N]
+        return columns
 
     def grow(self, num_items: int) -> None:
         """Make room for items up to this many."""

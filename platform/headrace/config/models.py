@@ -6,6 +6,14 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from headrace.config.base import Section, Share, kind_is
 
+MOST_TOLD = 3
+"""Features and attributes together: as many as find room beside the kind of an event (inputs/told.py)."""
+
+
+def told_attribute(name: str) -> str:
+    """What an attribute of items is called among features; a column of the log may have the same name."""
+    return f"item: {name}"
+
 
 class PriorConfig(Section):
     """What counters expect is added to the model's scores, as logarithms, so that it learns what they lack."""
@@ -29,7 +37,15 @@ class TransformerConfig(Section):
     features: Annotated[tuple[str, ...], Field(max_length=3)] = ()
     """Columns of ``columns.context``, three at most: what is told of each event beside its item. Few values each, words
     or numbers."""
+    attributes: tuple[str, ...] = ()
+    """Of ``catalogue.attributes``: what the side feed says of an event's item is told with it, as it was known when the
+    event was met. Three at most, together with ``features``."""
     prior: PriorConfig | None = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Everything that is told of an event beside its item, its time and its kind, by name and in order."""
+        return (*self.features, *map(told_attribute, self.attributes))
 
 
 class SasRecConfig(TransformerConfig):

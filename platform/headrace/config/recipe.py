@@ -25,7 +25,7 @@ from headrace.config.methods import (
     ReplayMethodConfig,
     TrainConfig,
 )
-from headrace.config.models import ModelConfig, ObjectiveConfig, SasRecConfig, SoftmaxConfig
+from headrace.config.models import MOST_TOLD, ModelConfig, ObjectiveConfig, SasRecConfig, SoftmaxConfig
 from headrace.config.run import RunConfig, ServeConfig, StoreConfig, TrackingConfig
 
 
@@ -93,6 +93,16 @@ class Recipe(Section):
             raise ValueError(
                 "model.features are columns of a log, and feed.synthetic makes none: leave one of them out"
             )
+        attributes = self.model.attributes
+        if not set(attributes) <= set(self.catalogue.attributes) or len(set(attributes)) < len(attributes):
+            raise ValueError(
+                f"model.attributes are {list(attributes)}: each must be one of catalogue.attributes, "
+                f"{list(self.catalogue.attributes)}, and none may stand there twice"
+            )
+        if len(self.model.told) > MOST_TOLD:
+            raise ValueError(
+                f"model.features and model.attributes are {len(self.model.told)} together: {MOST_TOLD} can be told"
+            )
         return self
 
     @model_validator(mode="after")
@@ -126,10 +136,10 @@ class Recipe(Section):
                 'the method "ewc" takes the gradients of each example from model.kind = "sasrec"; received '
                 f'"{self.model.kind}"'
             )
-        if self.model.features and "ewc" in {method.kind for method in self.methods}:
+        if self.model.told and "ewc" in {method.kind for method in self.methods}:
             raise ValueError(
                 'the method "ewc" takes the gradients of each example from a model that is told of items alone: leave '
-                "model.features or the method out"
+                "model.features, model.attributes or the method out"
             )
         return self
 

@@ -138,7 +138,7 @@ def score(
     if frozen is not None:
         rank_of["frozen"] = judged[id(frozen)].rank[BLEND]
     gained = _gained(judged[id(live)], judged[id(trusted)]) if trusted is not None else {}
-    above = _above(judged[id(version)] for version in (learner, live, trusted) if version is not None)
+    above = _above(queries, (judged[id(version)] for version in (learner, live, trusted) if version is not None))
     mine: dict[str, NDArray[Any]] = {
         "shard": queries.shard_Q,
         "row": queries.row_Q,
@@ -150,7 +150,7 @@ def score(
         **{f"slope/{name}": slope_Q for name, slope_Q in per_query(own.slope, queries.offset_R).items()},
         "target": queries.target_T,
         **{f"gained/{name}": gained_T for name, gained_T in gained.items()},
-        **{f"above/{name}": above_Q for name, above_Q in per_query(above, queries.offset_R).items()},
+        **{f"above/{name}": above_Q for name, above_Q in above.items()},
     }
     if own.repeated is not None:
         mine |= _flat(own.repeated.per_query(queries.offset_R))
@@ -180,9 +180,14 @@ def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
     return {name: (live.rank[name] <= _CUTOFF).astype(np.int8) - (trusted.rank[name] <= _CUTOFF) for name in CONTESTS}
 
 
-def _above(judged: Iterable[Judged]) -> dict[str, NDArray[np.float64]]:
-    """For each target, (T,): the share of controls that each of these answers ranks below it."""
-    return {str(nth): one.above_T for nth, one in enumerate(judged) if one.above_T is not None}
+def _above(queries: Queries, judged: Iterable[Judged]) -> dict[str, NDArray[np.float64]]:
+    """For each query, (Q,): the share of controls that each of these answers ranks below its targets.
+
+    NaN where the context is empty, which says nothing of whether items belong to their rows.
+    """
+    above = {str(nth): one.above_T for nth, one in enumerate(judged) if one.above_T is not None}
+    asked_Q = queries.contexts.length_Q > 0
+    return {name: np.where(asked_Q, of_Q, np.nan) for name, of_Q in per_query(above, queries.offset_R).items()}
 
 
 def known(queries: Queries, learner: Recommender) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
 """What a model is told of an event beside its item and its time, in one integer: its kind, and up to three features.
 
 A feature is a column that the log carries (``columns.context``): how a page was reached, on which device, from which
-region. Its values are told apart by name, as kinds are: words, truth values and whole numbers have the same name in a
-log and in a request, whatever type their column has. Fractions have that of a double. Nothing, NaN and "" are not told.
-A request has features, too, and no kind.
+region. Or it is an attribute of the item, as the side feed has told it. Values are told apart by name, as kinds are:
+words, truth values and whole numbers have the same name in a log and in a request, whatever type their column has.
+Fractions have that of a double. Nothing, NaN and "" are not told. A request has features, too, and no kind.
 Shape legend: N events.
 """
 
@@ -29,15 +29,16 @@ def feature_code(column: str, value: object) -> int:
     return 0 if name is None else 1 + hash64("feature", column, name) % _MASK
 
 
-def tell(kind_N: NDArray[np.int16], context: Mapping[str, NDArray[Any]], features: Sequence[str]) -> Codes:
+def tell(kind_N: Codes, context: Mapping[str, NDArray[Any]], features: Sequence[str], first: int = 1) -> Codes:
     """Kinds as they are where there are no features; else each with the codes of its features, as 64 bits.
 
-    ``context`` holds the carried columns; one that a shard does not have tells nothing.
+    ``context`` holds the carried columns; one that a shard does not have tells nothing. ``first``: the place of the
+    first of them, where others have been told before.
     """
     if not features:
         return kind_N
     told_N = kind_N.astype(np.int64)
-    for place, column in enumerate(features, start=1):
+    for place, column in enumerate(features, start=first):
         if column in context:
             told_N |= _codes(column, context[column]) << (_BITS * place)
     return told_N

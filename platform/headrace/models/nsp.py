@@ -54,7 +54,7 @@ class NextSession(nn.Module):
         self.start = nn.Parameter(torch.zeros(width))
         """Of every context token."""
         self.kind = nn.Parameter(torch.zeros(_KINDS, width))
-        self.features = Features(len(config.features), width) if config.features else None
+        self.features = Features(len(config.told), width) if config.told else None
         self.request = Features(len(config.features), width) if config.features and config.request else None
         self.hour = nn.Parameter(torch.zeros(24, width))
         self.weekday = nn.Parameter(torch.zeros(7, width))

@@ -36,7 +36,7 @@ class SasRec(nn.Module):
         """A row for each distance; 0 is the event that asks itself."""
         self.start = nn.Parameter(torch.zeros(config.width))
         """What stands for a context without events."""
-        self.features = Features(len(config.features), config.width) if config.features else None
+        self.features = Features(len(config.told), config.width) if config.told else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)

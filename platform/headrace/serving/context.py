@@ -14,7 +14,7 @@ from headrace.bundles.bundle import Loaded
 from headrace.history.past import newest_session, of_session
 from headrace.history.segments import Columns
 from headrace.inputs.contexts import Contexts, EventLog, build_contexts
-from headrace.inputs.told import tell_one
+from headrace.inputs.told import Codes, tell, tell_one
 from headrace.serving.request import ItemId, Question
 
 
@@ -43,7 +43,7 @@ def look_up(loaded: Loaded, questions: Sequence[Question], as_of: Sequence[int])
     told = [tell_one(loaded.features, question.context) for question in questions]
     opens_Q = [not len(number_L) and _opens(*one) for number_L, one in zip(numbers, chosen, strict=True)]
     contexts = build_contexts(
-        _log(recent, numbers, as_of, told),
+        _log(recent, numbers, as_of, [_met(loaded, *one) for one in zip(numbers, told, strict=True)]),
         np.arange(len(questions), dtype=np.uint64),
         np.array(as_of, dtype=np.int64),
         np.array([session for _, session in chosen], dtype=np.uint64),
@@ -87,15 +87,22 @@ def _opens(recent: Columns | None, session: int) -> bool:
     return recent is None or not (recent["session"] == np.uint64(session)).any()
 
 
+def _met(loaded: Loaded, number_L: NDArray[np.int64], code: int) -> Codes:
+    """What is told of items that were met as a request says."""
+    about_items = loaded.catalogue.listing.told(loaded.attributes, number_L)
+    told_L = np.full(len(number_L), code, dtype=np.int64)
+    return tell(told_L, about_items, tuple(about_items), first=1 + len(loaded.features))
+
+
 def _log(
     recent: Sequence[Columns | None],
     numbers: Sequence[NDArray[np.int64]],
     as_of: Sequence[int],
-    told: Sequence[int],
+    told: Sequence[Codes],
 ) -> EventLog:
     """One log of all questions' events, by place of the question: what is known first, then what was sent."""
     key, ts, item, kind = [], [], [], []
-    for place, (rows, number_L, as_of_ms, code) in enumerate(zip(recent, numbers, as_of, told, strict=True)):
+    for place, (rows, number_L, as_of_ms, told_L) in enumerate(zip(recent, numbers, as_of, told, strict=True)):
         if rows is not None:
             key.append(np.full(len(rows["ts"]), place, dtype=np.uint64))
             ts.append(rows["ts"])
@@ -104,7 +111,7 @@ def _log(
         key.append(np.full(len(number_L), place, dtype=np.uint64))
         ts.append(np.full(len(number_L), as_of_ms - 1, dtype=np.int64))
         item.append(number_L)
-        kind.append(np.full(len(number_L), code, dtype=np.int64))
+        kind.append(told_L)
     key_N, ts_N = np.concatenate(key), np.concatenate(ts)
     order_N = np.lexsort((ts_N, key_N))  # stable
     return EventLog(key_N[order_N], ts_N[order_N], np.concatenate(item)[order_N], np.concatenate(kind)[order_N])

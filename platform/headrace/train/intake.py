@@ -121,7 +121,8 @@ def against(
     number_N = catalogue.numbers(rows.item_N)
     key_N = session_N if recipe.inputs.context == "session" else owner_N
     past_key = past["session"] if recipe.inputs.context == "session" else past["key"]
-    told_N = tell(rows.kind_N, rows.context, recipe.model.features)
+    about_items = catalogue.listing.told(recipe.model.attributes, number_N)
+    told_N = tell(rows.kind_N, {**rows.context, **about_items}, recipe.model.told)
     log = _merge(past_key, past, key_N, rows.ts_N, told_N, number_N, kept_N)
     begun_N, opened_N = _session_state(past["session"], past["ts"], session_N, rows.ts_N, kept_N)
     return Intake(rows, fate_N, number_N, owner_N, session_N, told_N, key_N, log, begun_N, opened_N, num_clamped)

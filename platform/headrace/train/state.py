@@ -19,6 +19,7 @@ from headrace.catalogue.eligible import Eligible
 from headrace.catalogue.ids import Catalogue
 from headrace.commit.chain import Chain
 from headrace.commit.manifest import Manifest
+from headrace.config.models import told_attribute
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError
 from headrace.evaluation.forgetting import Anchors
@@ -266,10 +267,12 @@ def load_version(store: Store, manifest: Manifest, device: torch.device) -> Reco
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
     """The learner exactly as this commit left it, but for replay. ConfigError where it is told of other features."""
     facts = manifest.facts
-    told = facts["recipe"]["model"].get("features", [])
-    if list(recipe.model.features) != list(told):  # history, replay and the model's vectors know them by their place
+    before = facts["recipe"]["model"]
+    told = [*before.get("features", []), *map(told_attribute, before.get("attributes", []))]
+    if list(recipe.model.told) != told:  # history, replay and the model's vectors know them by their place
         raise ConfigError(
-            f"model.features are {list(recipe.model.features)}, and this state was made with {list(told)}: use these, "
+            f"model.features and model.attributes are {list(recipe.model.told)}, and this state was made with {told}: "
+            "use these, "
             "or give the run a folder and a store of its own"
         )
     state = fresh(recipe, group, device)
@@ -340,7 +343,7 @@ def _deal(log: SegmentLog, parts: Parts, world: int, group: Group) -> None:
 
 
 def _history(recipe: Recipe, group: Group) -> SegmentLog:
-    columns = history_columns(len(recipe.model.features))
+    columns = history_columns(len(recipe.model.told))
     return SegmentLog(columns, recipe.inputs.max_events, recipe.history.max_bytes // group.world)
 
 
