@@ -224,3 +224,21 @@ def test_what_the_gate_rejected_is_told_with_its_reason(tmp_path, log):
     rows = bench.run("online")
     assert [len(row["rejected"]) for row in rows] == [6, 6, 6], "the warm-up, which answers first, is never rejected"
     assert all("1e-09" in reason for row in rows for reason in row["rejected"])
+
+
+def test_the_side_feed_is_told_as_it_would_have_been(tmp_path, log):
+    side = Landing(str(tmp_path / "side"))
+    ts = [0, START_MS + DAY_MS + 1, START_MS + DAY_MS + 2, START_MS + 9 * DAY_MS]
+    side.land("items.parquet", pa.table({"item_id": [1, 2, 3, 4], "ts": ts, "make": ["a", "b", "c", "d"]}))
+    bench = Bench(tmp_path, log, f"feed.items_path={side.uri}", 'catalogue.attributes=["make"]')
+    told = [bench.shelf.part(period).told for period in range(len(bench.shelf))]
+    found = {period: rows.item_N.tolist() for period, rows in enumerate(told) if rows is not None}
+    begun = int(np.flatnonzero(bench.shelf.first_ms >= START_MS + DAY_MS + 2)[0])
+    assert found == {0: [1], begun: [2, 3]}, "before the first shard that begins after them; the last one never"
+    assert bench.shelf.first(begun + 1, begun).told.item_N.tolist() == [1, 2, 3]
+    assert bench.shelf.first(begun).told.item_N.tolist() == [1]
+    bare = Landing(str(tmp_path / "bare"))
+    bare.land("items.parquet", pa.table({"item_id": [5], "ts": [5]}))
+    bench.words.append(f"feed.items_path={bare.uri}")
+    with pytest.raises(ConfigError, match="lacks the column 'make'"):
+        Shelf(bench.variant("default").recipe, tmp_path / "again")

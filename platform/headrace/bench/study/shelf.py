@@ -23,13 +23,14 @@ from headrace.config.feed import WindowConfig
 from headrace.config.recipe import Recipe
 from headrace.errors import ConfigError, StoreBusyError
 from headrace.feed.entries import Shard
+from headrace.feed.items import ItemsFolder, ItemsLog, items_landing
 from headrace.feed.keeper import Keeper
-from headrace.feed.landing import Landing
+from headrace.feed.landing import Landing, number_of
 from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.replayer import Replayer
 from headrace.feed.rows import cut_items, cut_rows
 from headrace.feed.window import Reach
-from headrace.records import KEY_GROUPS, Cut, CutRows, RowRange, Window
+from headrace.records import KEY_GROUPS, Cut, CutRows, ItemsFile, RowRange, Window
 from headrace.store.fence import StoreLock, take_epoch
 from headrace.store.store import Store
 
@@ -39,9 +40,10 @@ _WAIT_S = 0.2
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard's rows, and when they happened."""
+    """A shard's rows, when they happened, and its place among those that landed."""
 
     rows: RowRange
+    place: int
     first_ms: int
     last_ms: int
 
@@ -61,13 +63,19 @@ class Shelf:
         self._reader = LedgerReader(store)
         landed = [entry for entry in self._reader.entries() if isinstance(entry, Shard) and entry.duplicate_of is None]
         shards = [
-            _Shard(RowRange(one.number, 0, one.num_rows, len(one.dropped.rows)), one.first_ts, one.last_ts)
+            _Shard(
+                RowRange(one.number, 0, one.num_rows, len(one.dropped.rows)),
+                number_of(one.uri),
+                one.first_ts,
+                one.last_ts,
+            )
             for one in landed
         ]
         shards = [shard for shard in shards if shard.rows.num_rows]
         warmup = recipe.feed.warmup_shards
         self._periods = [shards[:warmup], *([shard] for shard in shards[warmup:])] if len(shards) >= warmup else []
         self._window: WindowConfig | None = None
+        self._items = _items(recipe, folder)
         self.digest = hashlib.sha256("".join(one.sha256 for one in landed).encode()).hexdigest()
         """Of the log's content, as it was cut into shards."""
 
@@ -79,14 +87,17 @@ class Shelf:
         """The rows of one period, as the cut of that number, and those of its window."""
         before = sum(shard.rows.num_rows for shards in self._periods[:period] for shard in shards)
         window = self._windows[period]
-        cut = replace(self._cut(period, self._periods[period], before), window=window)
+        told = self._told(self._periods[period], self._periods[period - 1] if period else ())
+        cut = replace(self._cut(period, self._periods[period], before), window=window, items=told)
         earlier = range(period if window is None else window.first, period)
         taken = [self._cut(number, self._periods[number], 0) for number in earlier]
         return cut_rows(self._reader, cut, self._columns, range(KEY_GROUPS), taken)
 
     def first(self, num_periods: int, since: int = 0) -> CutRows:
         """The rows of the first periods (from ``since`` on) together, as a warm-up."""
-        return self._rows(0, [shard for shards in self._periods[since:num_periods] for shard in shards], 0)
+        shards = [shard for shards in self._periods[since:num_periods] for shard in shards]
+        cut = replace(self._cut(0, shards, 0), items=self._told(shards, ()))
+        return cut_rows(self._reader, cut, self._columns, range(KEY_GROUPS))
 
     def period_of(self, shard_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The period that each row's shard belongs to."""
@@ -157,8 +168,11 @@ class Shelf:
                 born.setdefault(item, period)
         return born
 
-    def _rows(self, number: int, shards: Sequence[_Shard], before: int) -> CutRows:
-        return cut_rows(self._reader, self._cut(number, shards, before), self._columns, range(KEY_GROUPS))
+    def _told(self, shards: Sequence[_Shard], before: Sequence[_Shard]) -> tuple[ItemsFile, ...]:
+        """What the side feed says from the shards before on, until these have landed."""
+        first = max((shard.place for shard in before), default=-1)
+        last = max(shard.place for shard in shards)
+        return tuple(file for file in self._items if first < number_of(file.uri) <= last)
 
     @staticmethod
     def _cut(number: int, shards: Sequence[_Shard], before: int) -> Cut:
@@ -186,20 +200,35 @@ def _land_once(recipe: Recipe, store: Store, folder: Path) -> None:
             with StoreLock(Store(str(folder))):
                 if done.is_file():
                     done.unlink()
-                    for name in ("ledger", "shards"):
+                    for name in ("ledger", "shards", "items"):
                         shutil.rmtree(folder / name, ignore_errors=True)
-                _land(recipe, store, Landing(str(folder / "shards")))
+                _land(recipe, store, Landing(str(folder / "shards")), folder)
                 done.write_text(place)
         except StoreBusyError:
             time.sleep(_WAIT_S)
 
 
-def _land(recipe: Recipe, store: Store, landing: Landing) -> None:
+def _items(recipe: Recipe, folder: Path) -> tuple[ItemsFile, ...]:
+    """The files of the side feed as they landed beside the log, in order. ConfigError where one cannot be used."""
+    side = items_landing(recipe.feed, str(folder / "items"))
+    if side is None:
+        return ()
+    items = ItemsFolder(side, recipe.catalogue.attributes)
+    for now_s in range(2):  # a file is read once two looks agree
+        items.poll(float(now_s))
+    if wrong := items.unusable():
+        raise ConfigError(f"{wrong[0].uri}: {wrong[0].reason}")
+    return items.take(None)
+
+
+def _land(recipe: Recipe, store: Store, landing: Landing, folder: Path) -> None:
     """Land and record the whole log; what a process that was stopped has landed stays."""
     feed = recipe.feed
     assert feed.replay is not None
     assert feed.path is not None
-    source = Replayer(feed.replay, recipe.columns, Landing(feed.path), landing)
+    side = items_landing(feed, str(folder / "items"))
+    told = None if side is None or feed.items_path is None else ItemsLog(Landing(feed.items_path), side)
+    source = Replayer(feed.replay, recipe.columns, Landing(feed.path), landing, items=told)
     writer = LedgerWriter.open(store, take_epoch(store))
     keeper = Keeper(feed, recipe.columns, landing, writer, last_cut=_NO_CUT)
     while True:
