@@ -74,18 +74,18 @@ def test_who_sees_whom_by_hand():
         [1, 1, 0, 1, 1, 0],
         [1, 1, 1, 1, 1, 1],
     ]
-    assert tokens.seen_BTT[0].astype(int).tolist() == expected
-    assert tokens.place_BT[0].tolist() == [0, 0, 1, 0, 1, 2]
+    assert tokens.seen_GTT[0].astype(int).tolist() == expected
+    assert tokens.place_GT[0].tolist() == [0, 0, 1, 0, 1, 2]
     assert tokens.silence_ms_BC[0].tolist() == [-1, HOUR_MS - 1000, HOUR_MS]
     assert tokens.opens_ms_BC[0].tolist() == [0, HOUR_MS, 2 * HOUR_MS]
     assert tokens.question_P.tolist() == [2]
-    assert tokens.is_there_BT.all()
+    assert tokens.is_there_GT.all()
 
 
 def test_a_question_within_a_session_stands_apart():
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0, 0]), np.array([2, 0]), GAP_S)  # after item 1
     apart = 3 + int(tokens.question_P[0])
-    assert tokens.seen_BTT[0, apart].tolist() == [
+    assert tokens.seen_GTT[0, apart].tolist() == [
         True,
         False,
         False,
@@ -95,13 +95,13 @@ def test_a_question_within_a_session_stands_apart():
         False,
         False,
     ]
-    assert not tokens.seen_BTT[0, :, apart].any() or tokens.seen_BTT[0, :, apart].sum() == 1  # none but itself
+    assert not tokens.seen_GTT[0, :, apart].any() or tokens.seen_GTT[0, :, apart].sum() == 1  # none but itself
 
 
 def test_an_ablated_mask_is_causal_and_places_are_of_their_own():
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S, "token", "earlier_items")
-    assert tokens.seen_BTT[0, 1].tolist() == [True, True, False, True, False, False]
-    assert tokens.place_BT[0].tolist() == [0, 1, 2, 0, 2, 3]
+    assert tokens.seen_GTT[0, 1].tolist() == [True, True, False, True, False, False]
+    assert tokens.place_GT[0].tolist() == [0, 1, 2, 0, 2, 3]
 
 
 @pytest.mark.parametrize("changes", PARTS)
@@ -132,9 +132,9 @@ def test_packed_tokens_answer_as_padded_ones(changes):
 def test_packed_by_hand():
     # three events in two sessions, and one event: six tokens with the question, and three
     tokens = packed(lay_out(batch([[1, 2], [3]], [[4]]), np.array([0, 1]), np.array([0, 0]), GAP_S))
-    assert tokens.is_there_BT.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
-    assert tokens.place_BT[1, :3].tolist() == [0, 0, 1]
-    assert tokens.seen_BTT[1, :3, :3].astype(int).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    assert tokens.is_there_GT.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
+    assert tokens.place_GT[1, :3].tolist() == [0, 0, 1]
+    assert tokens.seen_GTT[1, :3, :3].astype(int).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
     assert tokens.event_N.tolist() == [0, 1, 2, 5]
     assert tokens.event_at_N.tolist() == [0, 1, 2, 6]
     assert tokens.context_N.tolist() == [0, 1, 2, 3, 4]
@@ -226,7 +226,7 @@ def test_the_page_draws_the_mask_that_the_model_uses():
     words = [line.split() for line in page.splitlines() if line.startswith("    ")]
     drawn = {row[0]: row[1:] for row in words if row[1:] and {*row[1:]} <= {"x", "."}}
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
-    seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_BTT[0], strict=True)}
+    seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_GTT[0], strict=True)}
     assert drawn == seen
 
 

@@ -26,7 +26,11 @@ class Encoder(Protocol):
         ...
 
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """A number for each context, (Q,): what has the same, or nearly, shares a batch with little padding."""
+        """The number of tokens of each context, (Q,): what has the same, or nearly, best shares a batch."""
+        ...
+
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """For how many tokens a training step computes, padding with them, where its contexts have so many."""
         ...
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
@@ -54,6 +58,10 @@ class RecallModel(nn.Module):
     def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""
         return cast(Encoder, self.encoder).shapes(contexts)
+
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """See ``Encoder``."""
+        return cast(Encoder, self.encoder).places(tokens_B)
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""

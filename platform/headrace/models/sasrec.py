@@ -51,6 +51,10 @@ class SasRec(nn.Module):
         """The length of each."""
         return contexts.length_Q
 
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """Padded to the longest."""
+        return len(tokens_B) * max(1, int(tokens_B.max(initial=0)))
+
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """All alike."""
         return np.zeros(len(contexts), dtype=np.int64)
@@ -83,7 +87,7 @@ class SasRec(nn.Module):
         mask = _mask(inputs.slot_BL >= 0, item_BLD)
         met_BLD = item_BLD * self.scale
         if self.features is not None:
-            met_BLD = met_BLD + self.features(inputs).to(met_BLD.dtype)
+            met_BLD = met_BLD + self.features(inputs.kind_BL).to(met_BLD.dtype)
         x_BLD = self.dropout(met_BLD)
         for index, block in enumerate(self.blocks):
             x_BLD = block(
