@@ -122,26 +122,75 @@ def test_one_pass_asks_for_each_session_as_if_it_were_the_next(changes):
     torch.testing.assert_close(one_pass, torch.stack([*alone, empty]), atol=1e-5, rtol=0)
 
 
+LONG = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]
+BATCHES = {
+    "uneven": ([*ROWS, [[2]], [[3]], [[4, 5]]], [0, 0, 1, 2, 3, 3, 4, 5, 6, 6], [0, 2, 0, 0, 0, 1, 0, 0, 0, 2]),
+    "one row": ([LONG], [0, 0, 0], [0, 5, 7]),
+    "all equal": ([[[1], [2]], [[3], [4]], [[5], [6]]], [0, 1, 2, 2], [0, 0, 0, 1]),
+    "questions apart": ([LONG, [[1, 2]], [[3, 4, 5]], [[6, 7]]], [0, 0, 0, 1, 1, 2, 2, 3], [1, 2, 8, 1, 0, 1, 2, 1]),
+    "empty": ([[], LONG, [], [[7]]], [0, 1, 2, 3], [0, 0, 0, 0]),
+    "not all are asked": ([LONG, [[7]], [[8], [9]], []], [0, 2], [0, 1]),
+}
+
+
+def answers_and_gradients(model: RecallModel, name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    rows, row, back = BATCHES[name]
+    inputs = batch(*rows)
+    item_BLD = model.table.rows(torch.from_numpy(inputs.slot_BL)).detach().requires_grad_()
+    model.zero_grad()
+    query_PD = model.encoder(inputs, item_BLD, torch.tensor(row), torch.tensor(back))
+    weight_PD = torch.linspace(-1, 1, query_PD.numel()).view_as(query_PD)
+    (query_PD * weight_PD).sum().backward()
+    grads = {key: value.grad for key, value in model.encoder.named_parameters() if value.grad is not None}
+    return query_PD.detach(), {"items": item_BLD.grad, **grads}
+
+
+@pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("changes", PARTS)
-def test_packed_tokens_answer_as_padded_ones(changes):
-    model, rows, backs = make(**changes, dropout=0.0), [0, 0, 1, 2, 3, 3], [0, 2, 0, 0, 0, 1]
-    padded = ask(model, batch(*ROWS), rows, backs)
-    torch.testing.assert_close(ask(model.train(), batch(*ROWS), rows, backs), padded, atol=1e-5, rtol=0)
+def test_joined_rows_answer_and_learn_as_padded_ones(changes, name):
+    model = make(**changes, dropout=0.0)
+    draw = torch.Generator().manual_seed(7)
+    for table in (model.encoder.kind, model.encoder.hour, model.encoder.weekday, model.encoder.silence):
+        torch.nn.init.normal_(table, std=0.3, generator=draw)
+    padded, padded_grads = answers_and_gradients(model.eval(), name)
+    joined, joined_grads = answers_and_gradients(model.train(), name)
+    torch.testing.assert_close(joined, padded, atol=1e-5, rtol=0)
+    assert joined_grads.keys() == padded_grads.keys()
+    for key, gradient in padded_grads.items():
+        torch.testing.assert_close(joined_grads[key], gradient, atol=1e-5, rtol=1e-5, msg=key)
 
 
 def test_packed_by_hand():
-    # three events in two sessions, and one event: six tokens with the question, and three
-    tokens = packed(lay_out(batch([[1, 2], [3]], [[4]]), np.array([0, 1]), np.array([0, 0]), GAP_S))
-    assert tokens.is_there_GT.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
-    assert tokens.place_GT[1, :3].tolist() == [0, 0, 1]
-    assert tokens.seen_GTT[1, :3, :3].astype(int).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    # three events in two sessions; one event; none: six tokens with the question, three, and one
+    asked = (np.array([0, 1, 2]), np.array([0, 0, 0]))
+    tokens = packed(lay_out(batch([[1, 2], [3]], [[4]], []), *asked, GAP_S))
+    assert tokens.is_there_GT.tolist() == [[True] * 10]
+    assert tokens.place_GT[0].tolist() == [0, 0, 1, 0, 1, 2, 0, 0, 1, 0]
+    drawn = np.zeros((10, 10), dtype=int)
+    drawn[:6, :6] = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S).seen_GTT[0]
+    drawn[6:9, 6:9] = [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    drawn[9, 9] = 1
+    assert tokens.seen_GTT[0].astype(int).tolist() == drawn.tolist()
     assert tokens.event_N.tolist() == [0, 1, 2, 5]
     assert tokens.event_at_N.tolist() == [0, 1, 2, 6]
-    assert tokens.context_N.tolist() == [0, 1, 2, 3, 4]
-    assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8]
-    assert tokens.context_at_BC.tolist() == [[3, 4, 5], [1, 2, 0]]
+    assert tokens.context_N.tolist() == [0, 1, 2, 3, 4, 6]
+    assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8, 9]
+    assert tokens.asking_GA.tolist() == [[5, 8, 9]]
+    assert (tokens.row_P.tolist(), tokens.question_P.tolist()) == ([0, 0, 0], [0, 1, 2])
     model = make()
-    assert model.encoder.shapes(contexts([[1, 2], [3]], [[4]])).tolist() == [6, 3]
+    assert model.encoder.shapes(contexts([[1, 2], [3]], [[4]], [])).tolist() == [6, 3, 1]
+
+
+def test_bins_that_are_not_full_and_ask_for_different_numbers():
+    # three rows of nine tokens, of which the first asks twice, and two of three
+    rows = [[[1, 2, 3], [4], [5]]] * 3 + [[[6]], [[7]]]
+    tokens = packed(lay_out(batch(*rows), np.array([0, 0, 1, 2, 3, 4]), np.array([0, 1, 0, 0, 0, 0]), GAP_S))
+    assert tokens.is_there_GT.tolist() == [[True] * 9] * 3 + [[True] * 6 + [False] * 3]
+    assert tokens.asking_GA.tolist() == [[7, 8], [8, 0], [8, 0], [2, 5]]
+    assert (tokens.row_P.tolist(), tokens.question_P.tolist()) == ([0, 0, 1, 2, 3, 3], [1, 0, 0, 0, 0, 1])
+    assert tokens.seen_GTT[3, 6:].astype(int).tolist() == np.eye(9, dtype=int)[6:].tolist()
+    assert not tokens.seen_GTT[3, :3, 3:].any()
+    assert not tokens.seen_GTT[3, 3:, :3].any()
 
 
 def test_the_order_within_a_session_does_not_matter_and_that_of_sessions_does():

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-_WIDTHS = 9
+_WIDTHS = 17
 """Tried, from that of the fullest row to twice that."""
-_EVEN = 128
-"""The width of a bin at which a token's comparisons cost about as much as all else that is computed for it."""
+_BESIDE = 256
+"""What a place costs beside its comparisons, in comparisons: more of it fills bins better, and makes them wider."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,21 @@ class Bins:
     number: int
     width: int
 
+    @property
+    def places(self) -> int:
+        """Of all bins."""
+        return self.number * self.width
+
 
 def join(size_B: Ints) -> Bins:
-    """Rows of so many tokens in bins; rows of one bin lie in their order. One without tokens takes a place all the same."""
+    """Rows of so many tokens in bins; those of one bin lie in their order. One without tokens takes a place, too."""
     size_B = np.maximum(size_B, 1)
     size_S, count_S = (of_S[::-1] for of_S in np.unique(size_B, return_counts=True))
     width_W = size_S.max(initial=1) * (_WIDTHS - 1 + np.arange(_WIDTHS)) // (_WIDTHS - 1)
     taken_SWG = _first_fit(size_S, count_S, width_W)
     fill_WG = np.einsum("s,swg->wg", size_S, taken_SWG)
     number_W, fill_W = (fill_WG > 0).sum(axis=1), fill_WG.max(axis=1, initial=1)
-    best = int(np.argmin(number_W * fill_W * (fill_W + _EVEN)))
+    best = int(np.argmin(number_W * fill_W * (fill_W + _BESIDE)))
     taken_SG = taken_SWG[:, best]
     bin_B = np.empty_like(size_B)
     bin_B[np.argsort(-size_B, kind="stable")] = np.repeat(

@@ -79,8 +79,7 @@ class NextSession(nn.Module):
 
     def places(self, tokens_B: NDArray[np.int64]) -> int:
         """Those of the bins that rows share."""
-        bins = join(tokens_B)
-        return bins.number * bins.width
+        return join(tokens_B).places
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """By the number of sessions and one question, rounded up to a power of two."""

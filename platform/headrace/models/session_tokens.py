@@ -46,7 +46,7 @@ class SessionTokens:
     context_at_N: Ints
     """The same among the G x T."""
     asking_GA: Ints
-    """The places, among the T, of the tokens that ask: all context tokens, or, packed, those with a question; then 0."""
+    """The places, among the T, of tokens that ask: all context tokens, or, packed, those with a question; then 0."""
     row_P: Ints
     """The row or bin of each question."""
     question_P: Ints
@@ -152,11 +152,11 @@ def _asking(at_P: Ints, bins: Bins) -> tuple[Ints, Ints, Ints]:
 def _seen_in_bins(seen_BTT: Bools, from_N: Ints, at_N: Ints, bins: Bins) -> Bools:
     """Who sees whom in bins: a token of its own row what it saw there, and what is not there itself."""
     shape, length = (bins.number, bins.width), seen_BTT.shape[1]
-    row_GT = -1 - np.arange(bins.number * bins.width, dtype=np.int32).reshape(shape)
+    row_GT = -1 - np.arange(bins.places, dtype=np.int32).reshape(shape)
     from_GT, column_GT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     row_GT.ravel()[at_N] = from_N // length
     from_GT.ravel()[at_N], column_GT.ravel()[at_N] = from_N * length, from_N % length
-    seen_GTT = seen_BTT.ravel()[from_GT[:, :, None] + column_GT[:, None, :]]
+    seen_GTT: Bools = seen_BTT.ravel()[from_GT[:, :, None] + column_GT[:, None, :]]
     seen_GTT &= row_GT[:, :, None] == row_GT[:, None, :]
     return seen_GTT
 
