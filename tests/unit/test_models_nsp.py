@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from step_kit import make_step, passes
 
 from headrace.config.models import NspConfig
 from headrace.inputs.ahead import ahead
@@ -14,6 +15,7 @@ from headrace.inputs.examples import Examples
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model, load_model, model_parts
 from headrace.models.mixture import Mixture
+from headrace.models.nsp import Block
 from headrace.models.session_tokens import lay_out, packed
 from headrace.recommend.encode import encode
 from headrace.train.early_stop import validation
@@ -177,8 +179,8 @@ def test_packed_by_hand():
     assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8, 9]
     assert tokens.asking_GA.tolist() == [[5, 8, 9]]
     assert (tokens.row_P.tolist(), tokens.question_P.tolist()) == ([0, 0, 0], [0, 1, 2])
-    model = make()
-    assert model.encoder.shapes(contexts([[1, 2], [3]], [[4]], [])).tolist() == [6, 3, 1]
+    asked = (np.array([0, 0, 0, 0, 1, 2, 0]), np.array([0, 1, 2, 2, 1, 0, 3]))  # ends, an inner place twice, and starts
+    assert make().encoder.shapes(contexts([[1, 2], [3]], [[4]], []), *asked).tolist() == [7, 2, 1]
 
 
 def test_bins_that_are_not_full_and_ask_for_different_numbers():
@@ -191,6 +193,28 @@ def test_bins_that_are_not_full_and_ask_for_different_numbers():
     assert tokens.seen_GTT[3, 6:].astype(int).tolist() == np.eye(9, dtype=int)[6:].tolist()
     assert not tokens.seen_GTT[3, :3, 3:].any()
     assert not tokens.seen_GTT[3, 3:, :3].any()
+
+
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_the_figure_of_useful_tokens_is_what_blocks_compute(batch_size):
+    draw = np.random.default_rng(3)
+    rows = [np.split(draw.integers(0, 9, n), range(2, n, 2)) for n in draw.integers(1, 11, 20).tolist()]
+    asked = contexts(*([session.tolist() for session in row] for row in rows))
+    sequence_T = np.repeat(np.arange(20), 3)
+    position_T = np.minimum(draw.integers(0, 11, 60), asked.length_Q[sequence_T] - 1)
+    weight, zeros = np.ones(60, dtype=np.float32), np.zeros(60, dtype=np.int64)
+    examples = Examples(asked, sequence_T, position_T, draw.integers(0, 9, 60), weight, zeros, zeros, zeros)
+    step = make_step(batch=batch_size, model=NspConfig(width=12, session_gap_s=GAP_S))
+    computed, useful = [], []
+
+    def see(block: Block, inputs: tuple[torch.Tensor, ...]) -> None:
+        computed.append(inputs[0].shape[0] * inputs[0].shape[1])
+        useful.append(inputs[1].event_at_N.numel() + inputs[1].context_at_N.numel())
+
+    step.model.encoder.blocks[0].register_forward_pre_hook(see)
+    told = passes(step, examples, epochs=1).useful_tokens
+    assert told == sum(useful) / sum(computed)
+    assert told > 0.8
 
 
 def test_the_order_within_a_session_does_not_matter_and_that_of_sessions_does():

@@ -25,8 +25,8 @@ class Encoder(Protocol):
         """
         ...
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """The number of tokens of each context, (Q,): what has the same, or nearly, best shares a batch."""
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of tokens of each context, (Q,), with these questions; nearly equal ones best share a batch."""
         ...
 
     def places(self, tokens_B: NDArray[np.int64]) -> int:
@@ -55,9 +55,9 @@ class RecallModel(nn.Module):
         self.temperature = temperature
         """Of cosine scores; None: dot products."""
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """See ``Encoder``."""
-        return cast(Encoder, self.encoder).shapes(contexts)
+        return cast(Encoder, self.encoder).shapes(contexts, row_P, back_P)
 
     def places(self, tokens_B: NDArray[np.int64]) -> int:
         """See ``Encoder``."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.config.models import NspConfig
@@ -73,19 +72,25 @@ class NextSession(nn.Module):
             self.features.reset()
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """The number of tokens: each session has one, and so has a question."""
-        return contexts.length_Q + self._num_sessions(contexts) + 1
+    def shapes(self, contexts: Contexts, row_P: Ints, back_P: Ints) -> Ints:
+        """The number of tokens: each session has one, and so has a question that is not at the start of one."""
+        begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
+        at_P = np.maximum(contexts.offset_R[row_P + 1] - back_P, contexts.offset_R[row_P])
+        is_own_P = (at_P < contexts.offset_R[row_P + 1]) & np.append(begins_T, False)[at_P]
+        row_N = row_P[~is_own_P]
+        _, first_N = np.unique(at_P[~is_own_P] + row_N, return_index=True)  # one row ends where the next begins
+        num_apart_Q = np.bincount(row_N[first_N], minlength=len(contexts))
+        return contexts.length_Q + self._num_sessions(contexts) + num_apart_Q
 
-    def places(self, tokens_B: NDArray[np.int64]) -> int:
+    def places(self, tokens_B: Ints) -> int:
         """Those of the bins that rows share."""
         return join(tokens_B).places
 
-    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+    def kin(self, contexts: Contexts) -> Ints:
         """By the number of sessions and one question, rounded up to a power of two."""
         return rounded_up(1 + self._num_sessions(contexts))
 
-    def _num_sessions(self, contexts: Contexts) -> NDArray[np.int64]:
+    def _num_sessions(self, contexts: Contexts) -> Ints:
         begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
         return np.diff(np.append(0, np.cumsum(begins_T))[contexts.offset_R]).astype(np.int64)
 

@@ -47,7 +47,7 @@ class SasRec(nn.Module):
         if self.features is not None:
             self.features.reset()
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """The length of each."""
         return contexts.length_Q
 

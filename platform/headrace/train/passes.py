@@ -160,7 +160,7 @@ def _course(
     slots, column_T = _columns(examples.target_T, eligible, slot_I)
     is_new_T = examples.sequence_T < num_new
     inside = [((column_T >= 0) & (is_new_T == new)).sum() for new in (True, False)]
-    tokens_S = step.model.shapes(examples.contexts)
+    tokens_S = step.model.shapes(examples.contexts, examples.sequence_T, examples.position_T)
     tokens = _tokens(step.model, tokens_S, _share(step.config.batch, group))
     counts = _sum(group, "targets", np.array([*inside, (column_T < 0).sum(), *tokens]))
     words = _words(examples, column_T, is_new_T, step.lesson(int(counts[0]), int(counts[1]), slots))
