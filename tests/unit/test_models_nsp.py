@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from step_kit import make_step, passes
 
 from headrace.config.models import NspConfig
 from headrace.inputs.ahead import ahead
@@ -14,6 +15,7 @@ from headrace.inputs.examples import Examples
 from headrace.models.base import RecallModel
 from headrace.models.build import build_model, load_model, model_parts
 from headrace.models.mixture import Mixture
+from headrace.models.nsp import Block
 from headrace.models.session_tokens import lay_out, packed
 from headrace.recommend.encode import encode
 from headrace.train.early_stop import validation
@@ -28,6 +30,7 @@ PARTS = [
     {"session_mask": False},
     {"experts": 3},
     {"heads": 2},
+    {"features": ("device",)},
 ]
 
 
@@ -45,10 +48,10 @@ def contexts(*rows: list[list[int]]) -> Contexts:
             ts += [hour * HOUR_MS + 1000 * second for second in range(len(session))]
         as_of.append(len(sessions) * HOUR_MS)
     length_Q = np.array([sum(len(session) for session in sessions) for sessions in rows])
-    kind_T, session_Q = np.zeros(len(item), dtype=np.int16), np.zeros(len(rows), dtype=np.uint64)
+    told_T, session_Q = np.array(item, dtype=np.int64) << 15, np.zeros(len(rows), dtype=np.uint64)
     ints = [np.array(values, dtype=np.int64) for values in (item, ts)]
-    told_Q = np.zeros(len(rows), dtype=np.int16)
-    return Contexts(*ints, kind_T, offsets(length_Q), np.array(as_of, dtype=np.int64), session_Q, told_Q)
+    told_Q = np.arange(9, 9 + len(rows), dtype=np.int64) << 15
+    return Contexts(*ints, told_T, offsets(length_Q), np.array(as_of, dtype=np.int64), session_Q, told_Q)
 
 
 def batch(*rows: list[list[int]]) -> ModelInputs:
@@ -75,18 +78,18 @@ def test_who_sees_whom_by_hand():
         [1, 1, 0, 1, 1, 0],
         [1, 1, 1, 1, 1, 1],
     ]
-    assert tokens.seen_BTT[0].astype(int).tolist() == expected
-    assert tokens.place_BT[0].tolist() == [0, 0, 1, 0, 1, 2]
+    assert tokens.seen_GTT[0].astype(int).tolist() == expected
+    assert tokens.place_GT[0].tolist() == [0, 0, 1, 0, 1, 2]
     assert tokens.silence_ms_BC[0].tolist() == [-1, HOUR_MS - 1000, HOUR_MS]
     assert tokens.opens_ms_BC[0].tolist() == [0, HOUR_MS, 2 * HOUR_MS]
     assert tokens.question_P.tolist() == [2]
-    assert tokens.is_there_BT.all()
+    assert tokens.is_there_GT.all()
 
 
 def test_a_question_within_a_session_stands_apart():
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0, 0]), np.array([2, 0]), GAP_S)  # after item 1
     apart = 3 + int(tokens.question_P[0])
-    assert tokens.seen_BTT[0, apart].tolist() == [
+    assert tokens.seen_GTT[0, apart].tolist() == [
         True,
         False,
         False,
@@ -96,13 +99,13 @@ def test_a_question_within_a_session_stands_apart():
         False,
         False,
     ]
-    assert not tokens.seen_BTT[0, :, apart].any() or tokens.seen_BTT[0, :, apart].sum() == 1  # none but itself
+    assert not tokens.seen_GTT[0, :, apart].any() or tokens.seen_GTT[0, :, apart].sum() == 1  # none but itself
 
 
 def test_an_ablated_mask_is_causal_and_places_are_of_their_own():
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S, "token", "earlier_items")
-    assert tokens.seen_BTT[0, 1].tolist() == [True, True, False, True, False, False]
-    assert tokens.place_BT[0].tolist() == [0, 1, 2, 0, 2, 3]
+    assert tokens.seen_GTT[0, 1].tolist() == [True, True, False, True, False, False]
+    assert tokens.place_GT[0].tolist() == [0, 1, 2, 0, 2, 3]
 
 
 @pytest.mark.parametrize("changes", PARTS)
@@ -123,26 +126,97 @@ def test_one_pass_asks_for_each_session_as_if_it_were_the_next(changes):
     torch.testing.assert_close(one_pass, torch.stack([*alone, empty]), atol=1e-5, rtol=0)
 
 
+LONG = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]
+BATCHES = {
+    "uneven": ([*ROWS, [[2]], [[3]], [[4, 5]]], [0, 0, 1, 2, 3, 3, 4, 5, 6, 6], [0, 2, 0, 0, 0, 1, 0, 0, 0, 2]),
+    "one row": ([LONG], [0, 0, 0], [0, 5, 7]),
+    "all equal": ([[[1], [2]], [[3], [4]], [[5], [6]]], [0, 1, 2, 2], [0, 0, 0, 1]),
+    "questions apart": ([LONG, [[1, 2]], [[3, 4, 5]], [[6, 7]]], [0, 0, 0, 1, 1, 2, 2, 3], [1, 2, 8, 1, 0, 1, 2, 1]),
+    "empty": ([[], LONG, [], [[7]]], [0, 1, 2, 3], [0, 0, 0, 0]),
+    "not all are asked": ([LONG, [[7]], [[8], [9]], []], [0, 2], [0, 1]),
+}
+
+
+def answers_and_gradients(model: RecallModel, name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    rows, row, back = BATCHES[name]
+    inputs = batch(*rows)
+    item_BLD = model.table.rows(torch.from_numpy(inputs.slot_BL)).detach().requires_grad_()
+    model.zero_grad()
+    query_PD = model.encoder(inputs, item_BLD, torch.tensor(row), torch.tensor(back))
+    weight_PD = torch.linspace(-1, 1, query_PD.numel()).view_as(query_PD)
+    (query_PD * weight_PD).sum().backward()
+    grads = {key: value.grad for key, value in model.encoder.named_parameters() if value.grad is not None}
+    return query_PD.detach(), {"items": item_BLD.grad, **grads}
+
+
+@pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("changes", PARTS)
-def test_packed_tokens_answer_as_padded_ones(changes):
-    model, rows, backs = make(**changes, dropout=0.0), [0, 0, 1, 2, 3, 3], [0, 2, 0, 0, 0, 1]
-    padded = ask(model, batch(*ROWS), rows, backs)
-    torch.testing.assert_close(ask(model.train(), batch(*ROWS), rows, backs), padded, atol=1e-5, rtol=0)
+def test_joined_rows_answer_and_learn_as_padded_ones(changes, name):
+    model = make(**changes, dropout=0.0)
+    draw = torch.Generator().manual_seed(7)
+    for table in (model.encoder.kind, model.encoder.hour, model.encoder.weekday, model.encoder.silence):
+        torch.nn.init.normal_(table, std=0.3, generator=draw)
+    padded, padded_grads = answers_and_gradients(model.eval(), name)
+    joined, joined_grads = answers_and_gradients(model.train(), name)
+    torch.testing.assert_close(joined, padded, atol=1e-5, rtol=0)
+    assert joined_grads.keys() == padded_grads.keys()
+    for key, gradient in padded_grads.items():
+        torch.testing.assert_close(joined_grads[key], gradient, atol=1e-5, rtol=1e-5, msg=key)
 
 
 def test_packed_by_hand():
-    # three events in two sessions, and one event: six tokens with the question, and three
-    tokens = packed(lay_out(batch([[1, 2], [3]], [[4]]), np.array([0, 1]), np.array([0, 0]), GAP_S))
-    assert tokens.is_there_BT.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
-    assert tokens.place_BT[1, :3].tolist() == [0, 0, 1]
-    assert tokens.seen_BTT[1, :3, :3].astype(int).tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    # three events in two sessions; one event; none: six tokens with the question, three, and one
+    asked = (np.array([0, 1, 2]), np.array([0, 0, 0]))
+    tokens = packed(lay_out(batch([[1, 2], [3]], [[4]], []), *asked, GAP_S))
+    assert tokens.is_there_GT.tolist() == [[True] * 10]
+    assert tokens.place_GT[0].tolist() == [0, 0, 1, 0, 1, 2, 0, 0, 1, 0]
+    drawn = np.zeros((10, 10), dtype=int)
+    drawn[:6, :6] = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S).seen_GTT[0]
+    drawn[6:9, 6:9] = [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    drawn[9, 9] = 1
+    assert tokens.seen_GTT[0].astype(int).tolist() == drawn.tolist()
     assert tokens.event_N.tolist() == [0, 1, 2, 5]
     assert tokens.event_at_N.tolist() == [0, 1, 2, 6]
-    assert tokens.context_N.tolist() == [0, 1, 2, 3, 4]
-    assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8]
-    assert tokens.context_at_BC.tolist() == [[3, 4, 5], [1, 2, 0]]
-    model = make()
-    assert model.encoder.shapes(contexts([[1, 2], [3]], [[4]])).tolist() == [6, 3]
+    assert tokens.context_N.tolist() == [0, 1, 2, 3, 4, 6]
+    assert tokens.context_at_N.tolist() == [3, 4, 5, 7, 8, 9]
+    assert tokens.asking_GA.tolist() == [[5, 8, 9]]
+    assert (tokens.row_P.tolist(), tokens.question_P.tolist()) == ([0, 0, 0], [0, 1, 2])
+    asked = (np.array([0, 0, 0, 0, 1, 2, 0]), np.array([0, 1, 2, 2, 1, 0, 3]))  # ends, an inner place twice, and starts
+    assert make().encoder.shapes(contexts([[1, 2], [3]], [[4]], []), *asked).tolist() == [7, 2, 1]
+
+
+def test_bins_that_are_not_full_and_ask_for_different_numbers():
+    # three rows of nine tokens, of which the first asks twice, and two of three
+    rows = [[[1, 2, 3], [4], [5]]] * 3 + [[[6]], [[7]]]
+    tokens = packed(lay_out(batch(*rows), np.array([0, 0, 1, 2, 3, 4]), np.array([0, 1, 0, 0, 0, 0]), GAP_S))
+    assert tokens.is_there_GT.tolist() == [[True] * 9] * 3 + [[True] * 6 + [False] * 3]
+    assert tokens.asking_GA.tolist() == [[7, 8], [8, 0], [8, 0], [2, 5]]
+    assert (tokens.row_P.tolist(), tokens.question_P.tolist()) == ([0, 0, 1, 2, 3, 3], [1, 0, 0, 0, 0, 1])
+    assert tokens.seen_GTT[3, 6:].astype(int).tolist() == np.eye(9, dtype=int)[6:].tolist()
+    assert not tokens.seen_GTT[3, :3, 3:].any()
+    assert not tokens.seen_GTT[3, 3:, :3].any()
+
+
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_the_figure_of_useful_tokens_is_what_blocks_compute(batch_size):
+    draw = np.random.default_rng(3)
+    rows = [np.split(draw.integers(0, 9, n), range(2, n, 2)) for n in draw.integers(1, 11, 20).tolist()]
+    asked = contexts(*([session.tolist() for session in row] for row in rows))
+    sequence_T = np.repeat(np.arange(20), 3)
+    position_T = np.minimum(draw.integers(0, 11, 60), asked.length_Q[sequence_T] - 1)
+    weight, zeros = np.ones(60, dtype=np.float32), np.zeros(60, dtype=np.int64)
+    examples = Examples(asked, sequence_T, position_T, draw.integers(0, 9, 60), weight, zeros, zeros, zeros)
+    step = make_step(batch=batch_size, model=NspConfig(width=12, session_gap_s=GAP_S))
+    computed, useful = [], []
+
+    def see(block: Block, inputs: tuple[torch.Tensor, ...]) -> None:
+        computed.append(inputs[0].shape[0] * inputs[0].shape[1])
+        useful.append(inputs[1].event_at_N.numel() + inputs[1].context_at_N.numel())
+
+    step.model.encoder.blocks[0].register_forward_pre_hook(see)
+    told = passes(step, examples, epochs=1).useful_tokens
+    assert told == sum(useful) / sum(computed)
+    assert told > 0.8
 
 
 def test_the_order_within_a_session_does_not_matter_and_that_of_sessions_does():
@@ -227,7 +301,7 @@ def test_the_page_draws_the_mask_that_the_model_uses():
     words = [line.split() for line in page.splitlines() if line.startswith("    ")]
     drawn = {row[0]: row[1:] for row in words if row[1:] and {*row[1:]} <= {"x", "."}}
     tokens = lay_out(batch([[1, 2], [3]]), np.array([0]), np.array([0]), GAP_S)
-    seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_BTT[0], strict=True)}
+    seen = {name: ["x" if sees else "." for sees in row] for name, row in zip(names, tokens.seen_GTT[0], strict=True)}
     assert drawn == seen
 
 
@@ -246,3 +320,16 @@ def test_some_targets_of_examples_keep_their_questions():
     assert made.sequence_T.tolist() == [0, 1]
     assert made.position_T.tolist() == [1, 0]
     assert made.contexts.length_Q.tolist() == [4, 2]
+
+
+def test_a_context_token_is_told_what_opens_its_session_and_nothing_within_one():
+    model = make(features=("device",))
+    torch.nn.init.normal_(model.encoder.request.value_FVD)
+    whole = batch([[1, 2], [3], [4, 5]])
+    opening = replace(batch([[1, 2], [3]]), told_B=np.array([4 << 15]))
+    torch.testing.assert_close(ask(model, whole, [0], [2]), ask(model, opening, [0], [0]), atol=1e-5, rtol=0)
+    other = replace(opening, told_B=np.array([6 << 15]))
+    assert not torch.allclose(ask(model, opening, [0], [0]), ask(model, other, [0], [0]))
+    tokens = lay_out(whole, np.array([0, 0, 0]), np.array([0, 1, 4]), GAP_S)
+    at_the_end, within = 9 << 15, 0
+    assert tokens.told_BC.tolist() == [[1 << 15, within, 3 << 15, 4 << 15, within, at_the_end]]

@@ -231,7 +231,8 @@ def _plain(task: Task) -> Timed:
     bound = min((norm for method in methods if (norm := method.max_gradient_norm()) is not None), default=None)
     encoder.train()
     draw = generator(recipe.seed, "batches", 0, 0, 0)
-    plan = plan_batches(model.shapes(examples.contexts), recipe.train.batch, draw)
+    shape_S = model.shapes(examples.contexts, examples.sequence_T, examples.position_T)
+    plan = plan_batches(shape_S, recipe.train.batch, draw)
     began, cpu_began = time.perf_counter(), time.process_time()
     for number, members in enumerate(plan):
         batch = examples.take(members)

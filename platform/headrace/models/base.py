@@ -30,8 +30,12 @@ class Encoder(Protocol):
         """
         ...
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """A number for each context, (Q,): what has the same, or nearly, shares a batch with little padding."""
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of tokens of each context, (Q,), with these questions; nearly equal ones best share a batch."""
+        ...
+
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """For how many tokens a training step computes, padding with them, where its contexts have so many."""
         ...
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
@@ -61,9 +65,13 @@ class RecallModel(nn.Module):
         """See ``Encoder``."""
         return cast(Encoder, self.encoder).reads_empty
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """See ``Encoder``."""
-        return cast(Encoder, self.encoder).shapes(contexts)
+        return cast(Encoder, self.encoder).shapes(contexts, row_P, back_P)
+
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """See ``Encoder``."""
+        return cast(Encoder, self.encoder).places(tokens_B)
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """See ``Encoder``."""

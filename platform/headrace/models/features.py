@@ -1,6 +1,6 @@
 """What is told of an event, or of a request, as a vector: a learned one for each value of a feature.
 
-Shape legend: B batch, L length, D width, F features, V values told apart.
+Shape legend: D width, F features, V values told apart.
 """
 
 import numpy as np
@@ -24,11 +24,11 @@ class Features(nn.Module):
         """As at first."""
         nn.init.zeros_(self.value_FVD)
 
-    def forward(self, told_BL: Codes) -> Tensor:
-        """What is added to each, (B, L, D)."""
+    def forward(self, told: Codes) -> Tensor:
+        """What is added to each, by what is told of it, in any shape (.., D)."""
         num_features, _, width = self.value_FVD.shape
-        added_BLD = self.value_FVD.new_zeros(*told_BL.shape, width)
-        for value_VD, code_BL in zip(self.value_FVD, features_of(told_BL, num_features), strict=True):
-            at_BL = torch.from_numpy(np.where(code_BL > 0, 1 + code_BL % (_VALUES - 1), 0)).to(value_VD.device)
-            added_BLD = added_BLD + nn.functional.embedding(at_BL, value_VD, padding_idx=0)
-        return added_BLD
+        added = self.value_FVD.new_zeros(*told.shape, width)
+        for value_VD, code in zip(self.value_FVD, features_of(told, num_features), strict=True):
+            at = torch.from_numpy(np.where(code > 0, 1 + code % (_VALUES - 1), 0)).to(value_VD.device)
+            added = added + nn.functional.embedding(at, value_VD, padding_idx=0)
+        return added

@@ -6,24 +6,24 @@ session share one rotary position (arXiv 2104.09864). Items and context tokens h
 entrance and in the first block ("separate"); a block's feed-forward layer may be a mixture of experts, of which each
 token asks two, beside one that all ask. Every part is a switch of the recipe. Otherwise a block is SASRec's.
 
-Tokens of a training step are packed, so that a row with few sessions and many events is not padded for both. An
-answer's are not, since the shapes of its products must depend on the query alone.
+Tokens of a training step are packed: rows share sequences, so that next to nothing is padded. An answer's are not,
+since the shapes of its products must depend on the query alone.
 
-Shape legend: B batch, L events, C context tokens, T tokens of a row, S tokens that ask (all, or the C), D width, H
-heads, K width of a head, P questions, N tokens of all rows.
+Shape legend: B rows, L events, G rows or what several are joined in, T tokens of each, A of them asking, S all or those
+that ask, D width, H heads, K width of a head, P questions, N tokens of all rows.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.config.models import NspConfig
 from headrace.inputs.contexts import Contexts, ModelInputs
 from headrace.inputs.sessions import ragged_begins
-from headrace.inputs.told import kind_of
+from headrace.inputs.told import Codes, kind_of
+from headrace.models.bins import join
 from headrace.models.dropout import Dropout
 from headrace.models.features import Features
 from headrace.models.layers import draw_layers, host, split_heads
@@ -76,15 +76,25 @@ class NextSession(nn.Module):
                 features.reset()
         nn.init.normal_(self.start, std=self.scale**-1, generator=draw)
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
-        """The number of tokens: each session has one, and so has a question."""
-        return contexts.length_Q + self._num_sessions(contexts) + 1
+    def shapes(self, contexts: Contexts, row_P: Ints, back_P: Ints) -> Ints:
+        """The number of tokens: each session has one, and so has a question that is not at the start of one."""
+        begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
+        at_P = np.maximum(contexts.offset_R[row_P + 1] - back_P, contexts.offset_R[row_P])
+        is_own_P = (at_P < contexts.offset_R[row_P + 1]) & np.append(begins_T, False)[at_P]
+        row_N = row_P[~is_own_P]
+        _, first_N = np.unique(at_P[~is_own_P] + row_N, return_index=True)  # one row ends where the next begins
+        num_apart_Q = np.bincount(row_N[first_N], minlength=len(contexts))
+        return contexts.length_Q + self._num_sessions(contexts) + num_apart_Q
 
-    def kin(self, contexts: Contexts) -> NDArray[np.int64]:
+    def places(self, tokens_B: Ints) -> int:
+        """Those of the bins that rows share."""
+        return join(tokens_B).places
+
+    def kin(self, contexts: Contexts) -> Ints:
         """By the number of sessions and one question, rounded up to a power of two."""
         return rounded_up(1 + self._num_sessions(contexts))
 
-    def _num_sessions(self, contexts: Contexts) -> NDArray[np.int64]:
+    def _num_sessions(self, contexts: Contexts) -> Ints:
         begins_T = ragged_begins(contexts.ts_T, contexts.offset_R, self.config.session_gap_s)
         return np.diff(np.append(0, np.cumsum(begins_T))[contexts.offset_R]).astype(np.int64)
 
@@ -109,40 +119,40 @@ class NextSession(nn.Module):
         )
         tokens = packed(tokens) if self.training else tokens
         places = _Places.of(tokens, item_BLD.device)
-        items_ND = self._items(inputs, item_BLD).flatten(0, 1).index_select(0, places.event_N)
-        contexts_BCD = self._contexts(tokens)
-        contexts_ND = contexts_BCD.flatten(0, 1).index_select(0, places.context_N)
-        x_BTD = self.dropout(places.put(*self.enter.parts(items_ND, contexts_ND)))
-        turn_BTK = None if config.rotary == "none" else self._turns(tokens.place_BT).to(item_BLD.device)
-        mask = torch.from_numpy(np.where(tokens.seen_BTT, 0.0, -np.inf).astype(np.float32)).to(item_BLD)
+        item_ND = item_BLD.flatten(0, 1).index_select(0, places.event_N)
+        items_ND = self._items(inputs.kind_BL.ravel()[tokens.event_N], item_ND)
+        x_GTD = self.dropout(places.put(*self.enter.parts(items_ND, self._contexts(tokens))))
+        turn_GTK = None if config.rotary == "none" else self._turns(tokens.place_GT).to(item_BLD.device)
+        mask = torch.from_numpy(np.where(tokens.seen_GTT, np.float32(0.0), np.float32(-np.inf))).to(item_BLD)
         for index, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, places, index == len(self.blocks) - 1, turn_BTK, mask)
-        query_PD: Tensor = self.norm(x_BTD[row_P, torch.from_numpy(tokens.question_P)])
+            x_GTD = block(x_GTD, places, index == len(self.blocks) - 1, turn_GTK, mask)
+        query_PD: Tensor = self.norm(x_GTD[torch.from_numpy(tokens.row_P), torch.from_numpy(tokens.question_P)])
         return query_PD.to(item_BLD.dtype)
 
-    def _items(self, inputs: ModelInputs, item_BLD: Tensor) -> Tensor:
+    def _items(self, told_N: Codes, item_ND: Tensor) -> Tensor:
         """What item tokens are made of: the item, and how it was met."""
-        kind_BL = torch.from_numpy(kind_of(inputs.kind_BL).astype(np.int64) % _KINDS).to(item_BLD.device)
-        made_BLD: Tensor = item_BLD * self.scale + nn.functional.embedding(kind_BL, self.kind)
-        return made_BLD if self.features is None else made_BLD + self.features(inputs.kind_BL)
+        kind_N = torch.from_numpy(kind_of(told_N).astype(np.int64) % _KINDS).to(item_ND.device)
+        made_ND: Tensor = item_ND * self.scale + nn.functional.embedding(kind_N, self.kind)
+        return made_ND if self.features is None else made_ND + self.features(told_N)
 
     def _contexts(self, tokens: SessionTokens) -> Tensor:
         """What context tokens are made of: when they open a session, the silence before, and what the request says."""
-        opens_ms_BC, silence_ms_BC = tokens.opens_ms_BC, tokens.silence_ms_BC
-        hour_BC, day_BC = opens_ms_BC // 3_600_000 % 24, opens_ms_BC // 86_400_000 % 7
-        doubled_BC = 1 + np.log2(1 + np.maximum(silence_ms_BC, 0) / 1000).astype(np.int64)
-        step_BC = np.where(silence_ms_BC < 0, 0, np.minimum(doubled_BC, _SILENCES - 1))
-        pairs = ((self.hour, hour_BC), (self.weekday, day_BC), (self.silence, step_BC))
-        parts = [nn.functional.embedding(torch.from_numpy(at_BC).to(table.device), table) for table, at_BC in pairs]
-        made_BCD = self.start + parts[0] + parts[1] + parts[2]
-        return made_BCD if self.request is None else made_BCD + self.request(tokens.told_BC)
+        told = (tokens.opens_ms_BC, tokens.silence_ms_BC, tokens.told_BC)
+        opens_ms_N, silence_ms_N, told_N = (of_BC.ravel()[tokens.context_N] for of_BC in told)
+        hour_N, day_N = opens_ms_N // 3_600_000 % 24, opens_ms_N // 86_400_000 % 7
+        doubled_N = 1 + np.log2(1 + np.maximum(silence_ms_N, 0) / 1000).astype(np.int64)
+        step_N = np.where(silence_ms_N < 0, 0, np.minimum(doubled_N, _SILENCES - 1))
+        pairs = ((self.hour, hour_N), (self.weekday, day_N), (self.silence, step_N))
+        parts = [nn.functional.embedding(torch.from_numpy(at_N).to(table.device), table) for table, at_N in pairs]
+        made_ND = self.start + parts[0] + parts[1] + parts[2]
+        return made_ND if self.request is None else made_ND + self.request(told_N)
 
-    def _turns(self, place_BT: Ints) -> Tensor:
-        """By how much each pair of a head's entries is turned, (B, T, K / 2)."""
+    def _turns(self, place_GT: Ints) -> Tensor:
+        """By how much each pair of a head's entries is turned, (G, T, K / 2)."""
         num_pairs = self.config.width // self.config.heads // 2
         speed_K = _LONGEST ** -(np.arange(num_pairs) / num_pairs)
-        turn_BTK: Tensor = torch.from_numpy((place_BT[..., None] * speed_K).astype(np.float32))
-        return turn_BTK
+        turn_GTK: Tensor = torch.from_numpy((place_GT[..., None] * speed_K).astype(np.float32))
+        return turn_GTK
 
 
 @dataclass(frozen=True)
@@ -151,32 +161,31 @@ class _Places:
 
     event_N: Tensor
     event_at_N: Tensor
-    context_N: Tensor
     context_at_N: Tensor
-    asking_BC: Tensor
-    """Of each context token, among the B x T."""
+    asking_GA: Tensor
+    """Of each token that asks, among the G x T."""
     shape: tuple[int, int]
-    """B and T."""
+    """G and T."""
 
     @classmethod
     def of(cls, tokens: SessionTokens, device: torch.device) -> "_Places":
-        rows, width = tokens.place_BT.shape
-        asking_BC = np.arange(rows)[:, None] * width + tokens.context_at_BC
-        arrays = (tokens.event_N, tokens.event_at_N, tokens.context_N, tokens.context_at_N, asking_BC)
-        event_N, event_at_N, context_N, context_at_N, asking = (torch.from_numpy(a).to(device) for a in arrays)
-        return cls(event_N, event_at_N, context_N, context_at_N, asking, (rows, width))
+        rows, width = tokens.place_GT.shape
+        asking_GA = np.arange(rows)[:, None] * width + tokens.asking_GA
+        arrays = (tokens.event_N, tokens.event_at_N, tokens.context_at_N, asking_GA)
+        event_N, event_at_N, context_at_N, asking = (torch.from_numpy(array).to(device) for array in arrays)
+        return cls(event_N, event_at_N, context_at_N, asking, (rows, width))
 
     def put(self, items_ND: Tensor, contexts_ND: Tensor) -> Tensor:
-        """Items and context tokens, each where it lies, (B, T, D); zeros where there is none."""
+        """Items and context tokens, each where it lies, (G, T, D); zeros where there is none."""
         rows, width = self.shape
         flat_ND = items_ND.new_zeros(rows * width, items_ND.shape[1])
         flat_ND = flat_ND.index_copy(0, self.event_at_N, items_ND).index_copy(0, self.context_at_N, contexts_ND)
         return flat_ND.view(rows, width, -1)
 
-    def asking(self, x_BTX: Tensor) -> Tensor:
-        """The context tokens' part of what belongs to tokens, (B, C, ..)."""
-        asking_NX = x_BTX.flatten(0, 1).index_select(0, self.asking_BC.flatten())
-        return asking_NX.view(*self.asking_BC.shape, -1)
+    def asking(self, x_GTX: Tensor) -> Tensor:
+        """Of what belongs to tokens, the part of those that ask, (G, A, ..)."""
+        asking_NX = x_GTX.flatten(0, 1).index_select(0, self.asking_GA.flatten())
+        return asking_NX.view(*self.asking_GA.shape, -1)
 
 
 class Projection(nn.Module):
@@ -200,12 +209,12 @@ class Projection(nn.Module):
         result: Tensor = (self.item if self.context is None else self.context)(x)
         return result
 
-    def forward(self, x_BTD: Tensor, places: _Places) -> Tensor:
-        """Of all tokens, (B, T, out)."""
+    def forward(self, x_GTD: Tensor, places: _Places) -> Tensor:
+        """Of all tokens, (G, T, out)."""
         if self.context is None:
-            whole: Tensor = self.item(x_BTD)
+            whole: Tensor = self.item(x_GTD)
             return whole
-        flat_ND = x_BTD.flatten(0, 1)
+        flat_ND = x_GTD.flatten(0, 1)
         items_ND, contexts_ND = (flat_ND.index_select(0, at_N) for at_N in (places.event_at_N, places.context_at_N))
         return places.put(*self.parts(items_ND, contexts_ND))
 
@@ -228,29 +237,29 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, places: _Places, is_last: bool, turn_BTK: Tensor | None, mask_BTT: Tensor
+        self, x_GTD: Tensor, places: _Places, is_last: bool, turn_GTK: Tensor | None, mask_GTT: Tensor
     ) -> Tensor:
-        """``(B, S, D)``, for the context tokens alone where this is the last block; the mask is added to scores."""
-        asking_BSD = places.asking(x_BTD) if is_last else x_BTD
-        normal_BSD = self.query_norm(asking_BSD)
-        asked_BSD = self.query.of_contexts(normal_BSD) if is_last else self.query(normal_BSD, places)
-        query_BHSK = split_heads(asked_BSD, self.heads)
-        key_BHTK, value_BHTK = (split_heads(to(x_BTD, places), self.heads) for to in (self.key, self.value))
-        if turn_BTK is not None:
-            turn_BSK = places.asking(turn_BTK) if is_last else turn_BTK
-            query_BHSK, key_BHTK = _turned(query_BHSK, turn_BSK), _turned(key_BHTK, turn_BTK)
-        mask_B1ST = (places.asking(mask_BTT) if is_last else mask_BTT).unsqueeze(1)
-        score_BHST = query_BHSK @ key_BHTK.transpose(-1, -2) * query_BHSK.shape[-1] ** -0.5 + mask_B1ST
-        share_BHST = self.dropout(score_BHST.softmax(-1))
-        seen_BHSK = share_BHST.to(value_BHTK.dtype) @ value_BHTK
-        normal_BSD = self.feed_norm(normal_BSD + seen_BHSK.transpose(1, 2).flatten(2))
-        result_BSD: Tensor = normal_BSD + self.dropout(self.feed(normal_BSD))
-        return result_BSD
+        """``(G, S, D)``, for the tokens that ask alone where this is the last block; the mask is added to scores."""
+        asking_GSD = places.asking(x_GTD) if is_last else x_GTD
+        normal_GSD = self.query_norm(asking_GSD)
+        asked_GSD = self.query.of_contexts(normal_GSD) if is_last else self.query(normal_GSD, places)
+        query_GHSK = split_heads(asked_GSD, self.heads)
+        key_GHTK, value_GHTK = (split_heads(to(x_GTD, places), self.heads) for to in (self.key, self.value))
+        if turn_GTK is not None:
+            turn_GSK = places.asking(turn_GTK) if is_last else turn_GTK
+            query_GHSK, key_GHTK = _turned(query_GHSK, turn_GSK), _turned(key_GHTK, turn_GTK)
+        mask_G1ST = (places.asking(mask_GTT) if is_last else mask_GTT).unsqueeze(1)
+        score_GHST = query_GHSK @ key_GHTK.transpose(-1, -2) * query_GHSK.shape[-1] ** -0.5 + mask_G1ST
+        share_GHST = self.dropout(score_GHST.softmax(-1))
+        seen_GHSK = share_GHST.to(value_GHTK.dtype) @ value_GHTK
+        normal_GSD = self.feed_norm(normal_GSD + seen_GHSK.transpose(1, 2).flatten(2))
+        result_GSD: Tensor = normal_GSD + self.dropout(self.feed(normal_GSD))
+        return result_GSD
 
 
-def _turned(x_BHSK: Tensor, turn_BSK: Tensor) -> Tensor:
+def _turned(x_GHSK: Tensor, turn_GSK: Tensor) -> Tensor:
     """Each pair of entries, turned by its token's angle."""
-    cos, sin = turn_BSK.cos().unsqueeze(1).to(x_BHSK), turn_BSK.sin().unsqueeze(1).to(x_BHSK)
-    half = x_BHSK.shape[-1] // 2
-    a, b = x_BHSK[..., :half], x_BHSK[..., half:]
+    cos, sin = turn_GSK.cos().unsqueeze(1).to(x_GHSK), turn_GSK.sin().unsqueeze(1).to(x_GHSK)
+    half = x_GHSK.shape[-1] // 2
+    a, b = x_GHSK[..., :half], x_GHSK[..., half:]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

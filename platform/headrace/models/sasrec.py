@@ -49,9 +49,13 @@ class SasRec(nn.Module):
         if self.features is not None:
             self.features.reset()
 
-    def shapes(self, contexts: Contexts) -> NDArray[np.int64]:
+    def shapes(self, contexts: Contexts, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> NDArray[np.int64]:
         """The length of each."""
         return contexts.length_Q
+
+    def places(self, tokens_B: NDArray[np.int64]) -> int:
+        """Padded to the longest."""
+        return len(tokens_B) * max(1, int(tokens_B.max(initial=0)))
 
     def kin(self, contexts: Contexts) -> NDArray[np.int64]:
         """All alike."""

@@ -4,9 +4,9 @@ A session begins where a longer silence ends. Each has a context token, which op
 not see each other. A question is a context token, too: of the session that begins where it asks; where the events go on
 without a silence it stands apart, and no other token sees it. So the same events and question give the same vector,
 whatever else is asked of the row. numpy alone; the order of tokens is: L events, then up to C context tokens.
-``packed`` leaves padding out, row by row, since rows with few events may have many sessions, and the other way round.
-Shape legend: B batch, L length, C context tokens of a row, T tokens of a row (L + C, or as many as the fullest row
-has), P questions, N tokens of all rows.
+``packed`` leaves padding out and joins rows to bins (models/bins.py), of which no two see each other.
+Shape legend: B rows of the batch, L length, C context tokens of a row, P questions, N tokens of all rows. Where tokens
+lie: G rows or bins, T tokens of each (L + C, or the width of bins), A of them asking.
 """
 
 from dataclasses import dataclass, replace
@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.inputs.contexts import ModelInputs
+from headrace.inputs.contexts import ModelInputs, offsets
 from headrace.inputs.sessions import padded_begins
 from headrace.inputs.told import Codes, request_of
+from headrace.models.bins import Bins, join
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -27,11 +28,11 @@ Ints = NDArray[np.int64]
 class SessionTokens:
     """Made by ``lay_out``, read by ``models.nsp``."""
 
-    place_BT: Ints
+    place_GT: Ints
     """The number of each token's session in its row, from 0; what rotary embeddings turn by."""
-    is_there_BT: Bools
+    is_there_GT: Bools
     """Whether there is a token; what is not there sees itself, so that no row of a softmax is empty."""
-    seen_BTT: Bools
+    seen_GTT: Bools
     """Whether the token of the row sees that of the column."""
     opens_ms_BC: Ints
     """When the session that a context token opens begins."""
@@ -39,18 +40,20 @@ class SessionTokens:
     """How long nothing had happened then; -1: there is nothing before."""
     told_BC: Codes
     """What is told of the request: what was told of the event that the session begins with; 0: nothing."""
-    question_P: Ints
-    """The context token of each question, among the row's C."""
     event_N: Ints
     """Where events lie among the B x L of the batch, row after row."""
     event_at_N: Ints
-    """Where their tokens lie among the B x T, row after row."""
+    """Where their tokens lie among the G x T."""
     context_N: Ints
-    """Where context tokens lie among the B x C."""
+    """Where context tokens lie among the B x C, row after row."""
     context_at_N: Ints
-    """The same among the B x T."""
-    context_at_BC: Ints
-    """Each context token's place among its row's T; of one that is not there, 0 where rows are packed."""
+    """The same among the G x T."""
+    asking_GA: Ints
+    """The places, among the T, of tokens that ask: all context tokens, or, packed, those with a question; then 0."""
+    row_P: Ints
+    """The row or bin of each question."""
+    question_P: Ints
+    """Its token, among the A."""
 
 
 def lay_out(
@@ -99,38 +102,67 @@ def lay_out(
         opens_ms_BC,
         silence_ms_BC,
         _told(inputs, column_BC, apart_BC),
-        question_P,
         np.arange(is_event_BL.size),
         every_BT[:, :length].ravel(),
         np.arange(column_BC.size),
         every_BT[:, length:].ravel(),
         np.broadcast_to(np.arange(length, length + width), column_BC.shape),
+        row_P,
+        question_P,
     )
 
 
 def packed(tokens: SessionTokens) -> SessionTokens:
-    """The same without padding, but for what rows are shorter than the fullest."""
-    is_there_BT, width = tokens.is_there_BT, tokens.opens_ms_BC.shape[1]
-    length = is_there_BT.shape[1] - width
-    order_BT = np.argsort(~is_there_BT, axis=1, kind="stable")[:, : int(is_there_BT.sum(axis=1).max(initial=1))]
-    row_B1 = np.arange(len(order_BT))[:, None]
-    packed_BT = is_there_BT[row_B1, order_BT]
-    is_event_BT, is_context_BT = packed_BT & (order_BT < length), packed_BT & (order_BT >= length)
-    context_at_BC = np.zeros_like(tokens.opens_ms_BC)
-    row_N, at_N = np.nonzero(is_context_BT)
-    column_N = order_BT[is_context_BT] - length
-    context_at_BC[row_N, column_N] = at_N
+    """The same without padding, rows joined to bins; but for what bins are shorter than the fullest."""
+    num_rows, length_all = tokens.is_there_GT.shape
+    num_contexts = tokens.opens_ms_BC.shape[1]
+    length = length_all - num_contexts
+    row_N, column_N = np.nonzero(tokens.is_there_GT)
+    size_B = np.bincount(row_N, minlength=num_rows)
+    bins = join(size_B)
+    shape, at_B = (bins.number, bins.width), bins.bin_B * bins.width + bins.at_B
+    at_N = np.arange(len(row_N)) + np.repeat(at_B - offsets(size_B)[:-1], size_B)
+    from_N, is_event_N = row_N * length_all + column_N, column_N < length
+    is_there_GT, place_GT = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.int64)
+    is_there_GT.ravel()[at_N], place_GT.ravel()[at_N] = True, tokens.place_GT.ravel()[from_N]
+    at_BT = np.zeros((num_rows, length_all), dtype=np.int64)
+    at_BT[row_N, column_N] = at_N
+    asking_GA, row_P, question_P = _asking(at_BT[tokens.row_P, length + tokens.question_P], bins)
     return replace(
         tokens,
-        place_BT=tokens.place_BT[row_B1, order_BT],
-        is_there_BT=packed_BT,
-        seen_BTT=tokens.seen_BTT[row_B1[:, :, None], order_BT[:, :, None], order_BT[:, None, :]],
-        event_N=(row_B1 * length + order_BT)[is_event_BT],
-        event_at_N=np.flatnonzero(is_event_BT),
-        context_N=row_N * width + column_N,
-        context_at_N=np.flatnonzero(is_context_BT),
-        context_at_BC=context_at_BC,
+        place_GT=place_GT,
+        is_there_GT=is_there_GT,
+        seen_GTT=_seen_in_bins(tokens.seen_GTT, from_N, at_N, bins),
+        event_N=(row_N * length + column_N)[is_event_N],
+        event_at_N=at_N[is_event_N],
+        context_N=(row_N * num_contexts + column_N - length)[~is_event_N],
+        context_at_N=at_N[~is_event_N],
+        asking_GA=asking_GA,
+        row_P=row_P,
+        question_P=question_P,
     )
+
+
+def _asking(at_P: Ints, bins: Bins) -> tuple[Ints, Ints, Ints]:
+    """The tokens of these places in bins, bin by bin; and of each place its bin, and its token in it."""
+    at_N, token_P = np.unique(at_P, return_inverse=True)
+    bin_N = at_N // bins.width
+    place_N = np.arange(len(at_N)) - np.searchsorted(bin_N, bin_N)
+    asking_GA = np.zeros((bins.number, int(place_N.max(initial=0)) + 1), dtype=np.int64)
+    asking_GA[bin_N, place_N] = at_N % bins.width
+    return asking_GA, bin_N[token_P], place_N[token_P]
+
+
+def _seen_in_bins(seen_BTT: Bools, from_N: Ints, at_N: Ints, bins: Bins) -> Bools:
+    """Who sees whom in bins: a token of its own row what it saw there, and what is not there itself."""
+    shape, length = (bins.number, bins.width), seen_BTT.shape[1]
+    row_GT = -1 - np.arange(bins.places, dtype=np.int32).reshape(shape)
+    from_GT, column_GT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    row_GT.ravel()[at_N] = from_N // length
+    from_GT.ravel()[at_N], column_GT.ravel()[at_N] = from_N * length, from_N % length
+    seen_GTT: Bools = seen_BTT.ravel()[from_GT[:, :, None] + column_GT[:, None, :]]
+    seen_GTT &= row_GT[:, :, None] == row_GT[:, None, :]
+    return seen_GTT
 
 
 def rounded_up(number_N: Ints) -> Ints:

@@ -18,6 +18,7 @@ from headrace.config.methods import EarlyStopConfig
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf
+from headrace.models.base import RecallModel
 from headrace.records import generator
 from headrace.replay.packed import join
 from headrace.train.checkpoint import Checkpoint
@@ -159,8 +160,8 @@ def _course(
     slots, column_T = _columns(examples.target_T, eligible, slot_I)
     is_new_T = examples.sequence_T < num_new
     inside = [((column_T >= 0) & (is_new_T == new)).sum() for new in (True, False)]
-    tokens_S = step.model.shapes(examples.contexts)
-    tokens = _tokens(tokens_S, _share(step.config.batch, group))
+    tokens_S = step.model.shapes(examples.contexts, examples.sequence_T, examples.position_T)
+    tokens = _tokens(step.model, tokens_S, _share(step.config.batch, group))
     counts = _sum(group, "targets", np.array([*inside, (column_T < 0).sum(), *tokens]))
     words = _words(examples, column_T, is_new_T, step.lesson(int(counts[0]), int(counts[1]), slots))
     slot_E = torch.from_numpy(slots).to(step.device)
@@ -189,11 +190,11 @@ def _pass(step: TrainStep, course: _Course, draw: np.random.Generator) -> float:
     return float(_sum(group, "loss", np.array([loss]))[0] / max(course.own_weight, 1e-30))
 
 
-def _tokens(tokens_S: NDArray[np.int64], batch: int) -> tuple[int, int]:
-    """Tokens of a pass, without and with padding: batches are cut from sequences by their length, whatever is drawn."""
+def _tokens(model: RecallModel, tokens_S: NDArray[np.int64], batch: int) -> tuple[int, int]:
+    """Tokens of a pass, and the places computed for them: batches are cut by numbers of tokens, whatever is drawn."""
     sorted_S = np.sort(tokens_S)
     batches = [sorted_S[start : start + batch] for start in range(0, len(sorted_S), batch)]
-    return int(sorted_S.sum()), sum(len(members) * int(members[-1]) for members in batches)
+    return int(sorted_S.sum()), sum(model.places(tokens_B) for tokens_B in batches)
 
 
 def _words(
