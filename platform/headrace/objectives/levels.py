@@ -3,10 +3,11 @@
 A target of level k is held, for every level j from 1 to k, against the question's targets of level j - 1: what was
 clicked against what was shown and not clicked, what was bought against that, and against what was clicked and not
 bought. The softmax over all items stays what it is beside it. Only the targets' own logits are needed.
-Shape legend: P queries, T targets, E items scored, D width, M members of sets, S sets, K contrasts.
+Shape legend: P queries, T targets, E items scored, D width, M members of sets, S sets, W members
+of the largest one, K contrasts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ class Contrasts:
     member_M: NDArray[np.int64]
     """Targets."""
     set_M: NDArray[np.int64]
-    """The set that each is in; none is empty."""
+    """The set that each is in, ascending; none is empty."""
+    place_M: NDArray[np.int64]
+    """Where in it."""
     target_K: NDArray[np.int64]
     set_K: NDArray[np.int64]
     """The set that the target is held against."""
@@ -31,7 +34,7 @@ class Contrasts:
     def within(self, index_B: NDArray[np.int64]) -> "Contrasts":
         """The same where only these targets are left, which are ascending and have all members among them."""
         member_M, target_K = (np.searchsorted(index_B, old) for old in (self.member_M, self.target_K))
-        return Contrasts(member_M, self.set_M, target_K, self.set_K)
+        return replace(self, member_M=member_M, target_K=target_K)
 
 
 def contrasts(
@@ -58,7 +61,10 @@ def contrasts(
         return None
     code_S, set_K = np.unique(code_K, return_inverse=True)
     in_set = np.flatnonzero(np.isin(code_M, code_S))
-    return Contrasts(index_M[in_set], np.searchsorted(code_S, code_M[in_set]), np.concatenate(target), set_K)
+    in_set = in_set[np.argsort(code_M[in_set], kind="stable")]
+    set_M = np.searchsorted(code_S, code_M[in_set])
+    place_M = np.arange(len(set_M)) - np.searchsorted(set_M, set_M)
+    return Contrasts(index_M[in_set], set_M, place_M, np.concatenate(target), set_K)
 
 
 def contrast_loss(
@@ -72,18 +78,17 @@ def contrast_loss(
 ) -> Tensor:
     """The weighted sum of -log softmax of each contrasted target's logit among its own and its set's."""
     device = query_PD.device
-    member_M, set_M, target_K, set_K = (
-        torch.from_numpy(array).to(device) for array in (held.member_M, held.set_M, held.target_K, held.set_K)
+    member_M, set_M, place_M, target_K, set_K = (
+        torch.from_numpy(array).to(device)
+        for array in (held.member_M, held.set_M, held.place_M, held.target_K, held.set_K)
     )
+    shape = int(held.set_M.max()) + 1, int(held.place_M.max()) + 1
     column_T, dtype = column_T.clamp(min=0), torch.promote_types(query_PD.dtype, torch.float32)
     with torch.autocast(device.type, enabled=False):
         logit_T = (query_PD[query_T].to(dtype) * vectors_ED[column_T].to(dtype)).sum(1)
         if offset is not None:
             logit_T = logit_T + offset.at(query_T, column_T).to(logit_T)
-        logit_M, num_sets = logit_T[member_M], int(held.set_M.max()) + 1
-        highest_S = logit_M.new_full((num_sets,), -torch.inf)
-        highest_S = highest_S.scatter_reduce(0, set_M, logit_M.detach(), "amax")
-        sum_S = logit_M.new_zeros(num_sets).index_add(0, set_M, (logit_M - highest_S[set_M]).exp())
-        log_sum_S = highest_S + sum_S.log()
+        set_SW = logit_T.new_full(shape, -torch.inf).index_put((set_M, place_M), logit_T[member_M])
+        log_sum_S = set_SW.logsumexp(1)
         away_K = torch.nn.functional.softplus(log_sum_S[set_K] - logit_T[target_K])
         return (away_K * weight_T[target_K]).sum()

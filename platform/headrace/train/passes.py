@@ -39,7 +39,8 @@ class PassStats:
     targets_outside: int
     """Targets of one epoch outside it: they weigh nothing."""
     loss_per_epoch: tuple[float, ...]
-    """Mean negative log likelihood a unit of weight, while training (with dropout); the teacher's word is not in it."""
+    """Mean negative log likelihood a unit of weight, while training (with dropout), and what levels add to it; the
+    teacher's word is not in it."""
     last_gradient_norm: float
     seconds: float
     """Wall time on this rank; never part of a state."""
