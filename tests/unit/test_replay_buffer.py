@@ -23,7 +23,7 @@ each_policy = pytest.mark.parametrize("config", POLICIES, ids=lambda config: con
 
 
 def examples(cut: int, num: int, max_events: int = 8, max_targets: int = 1) -> Examples:
-    """Drawn examples of one cut; the shard is the cut."""
+    """Drawn examples of one cut; the shard is the cut. Those of several targets have levels."""
     drawn = generator("test replay", cut)
     length_S, count_S = drawn.integers(1, max_events + 1, num), drawn.integers(1, max_targets + 1, num)
     events, targets = int(length_S.sum()), int(count_S.sum())
@@ -46,6 +46,7 @@ def examples(cut: int, num: int, max_events: int = 8, max_targets: int = 1) -> E
         np.repeat(as_of_S, count_S),
         np.full(targets, cut),
         np.arange(targets),
+        (np.arange(targets) % 3).astype(np.int8) if max_targets > 1 else None,
     )
 
 
@@ -55,10 +56,19 @@ def groups(num: int) -> np.ndarray:
 
 def arrays(made: Examples) -> dict[str, np.ndarray]:
     flat = {f"contexts.{field.name}": getattr(made.contexts, field.name) for field in fields(Contexts)}
-    return flat | {field.name: getattr(made, field.name) for field in fields(Examples) if field.name != "contexts"}
+    own = {field.name: getattr(made, field.name) for field in fields(Examples) if field.name != "contexts"}
+    return flat | {name: array for name, array in own.items() if array is not None}
+
+
+def test_examples_without_levels_are_joined_to_others_as_of_the_lowest():
+    plain, told = examples(1, 4), examples(2, 3, max_targets=2)
+    assert join(plain, plain).level_T is None
+    assert join(pack(plain, groups(4), 1).take(np.arange(0)).examples(), told).level_T.tolist() == told.level_T.tolist()
+    assert join(told, plain).level_T.tolist() == [*told.level_T.tolist(), 0, 0, 0, 0]
 
 
 def assert_same(first: Examples, second: Examples) -> None:
+    assert list(arrays(first)) == list(arrays(second))
     for name, array in arrays(first).items():
         assert array.dtype == arrays(second)[name].dtype, name
         assert np.array_equal(array, arrays(second)[name]), name

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from headrace.config.base import Section, Share, kind_is
 
@@ -83,7 +83,21 @@ ModelConfig = Annotated[SasRecConfig | NspConfig, Field(discriminator="kind"), k
 """Every kind of model; a section that names none is a "sasrec"."""
 
 
-class SoftmaxConfig(Section):
+class TargetsConfig(Section):
+    """Which rows are targets, and how they weigh (TBGRecall, arXiv 2508.11977); every objective has it."""
+
+    levels: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    """Behaviours, the weakest first, whose rows are targets: kinds of event, and columns of ``columns.context`` that
+    are true (or not 0) on a row. Beside its own loss a target is held against those of its session that show no more
+    than the level below. Empty: targets are the rows that are asked for (``columns.target_kinds``), and alike."""
+    level_weight: NonNegativeFloat = 1.0
+    """Of what levels add to a target's loss."""
+    scene: str | None = None
+    """A column of ``columns.context``: the targets of each of its values weigh as much as those of any other, in an
+    increment. None: every target weighs what it weighs."""
+
+
+class SoftmaxConfig(TargetsConfig):
     """Cross-entropy over the whole eligible set."""
 
     kind: Literal["softmax"] = "softmax"
@@ -91,7 +105,7 @@ class SoftmaxConfig(Section):
     """"prefixes": every prefix an example of its own; "sessions": a loss at every position of one pass."""
 
 
-class SampledSoftmaxConfig(Section):
+class SampledSoftmaxConfig(TargetsConfig):
     """Cross-entropy over items that are drawn for each step: what a step costs does not depend on the catalogue's size.
 
     For training only: served and scored probabilities are those of the whole softmax.

@@ -162,6 +162,42 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _levels_are_behaviours(self) -> "Recipe":
+        levels, columns = self.objective.levels, self.columns
+        if not levels:
+            return self
+        if self.inputs.sessions != "set":
+            raise ValueError(
+                "objective.levels holds targets of one question against each other, and here a question has one: set "
+                'inputs.sessions = "set", or leave the levels out'
+            )
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"objective.levels are {list(levels)}: none may stand there twice")
+        kinds = [name for name in levels if name not in columns.context]
+        if kinds and columns.event is None:
+            raise ValueError(
+                f"objective.levels names {kinds}: none of columns.context, {list(columns.context)}, and the log has no "
+                "kinds of event: carry the column by columns.context, or name that of the kinds in columns.event"
+            )
+        if not set(columns.target_kinds) <= set(levels):
+            raise ValueError(
+                f"objective.levels are {list(levels)}, and columns.target_kinds, {list(columns.target_kinds)}, is what "
+                "is asked for: each of these must be one of the levels"
+            )
+        if "ewc" in {method.kind for method in self.methods}:
+            raise ValueError(
+                'the method "ewc" takes the gradients of the plain softmax: leave it or objective.levels out'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scene_is_carried(self) -> "Recipe":
+        scene, carried = self.objective.scene, list(self.columns.context)
+        if scene is not None and scene not in carried:
+            raise ValueError(f"objective.scene is {scene!r}: it must be one of columns.context, {carried}")
+        return self
+
+    @model_validator(mode="after")
     def _whole_contexts_are_drawn(self) -> "Recipe":
         window = self.feed.window
         reach_beyond = self.inputs.context == "user" or self.columns.session_id is None
@@ -182,6 +218,12 @@ class Recipe(Section):
     def replays(self) -> bool:
         """Whether a method asks for the past, so that it must be kept."""
         return any(isinstance(method, ReplayMethodConfig) for method in self.methods)
+
+    @property
+    def asked_level(self) -> int:
+        """The lowest of ``objective.levels`` that is asked for; 0 where all are, or there are none."""
+        levels = self.objective.levels
+        return min((levels.index(kind) for kind in self.columns.target_kinds if levels), default=0)
 
     @property
     def store_uri(self) -> str:

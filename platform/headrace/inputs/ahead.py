@@ -6,6 +6,7 @@ Shape legend: T targets, N events of all contexts.
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.inputs.examples import Examples
 from headrace.inputs.sessions import ragged_begins
@@ -34,13 +35,21 @@ def ahead(examples: Examples, num_sessions: int, weight: float, gap_s: int) -> E
     index_T, position_T, weight_T = (np.concatenate(column) for column in zip(*parts, strict=True))
     order_T = np.argsort(examples.sequence_T[index_T], kind="stable")
     index_T = index_T[order_T]
-    return replace(
-        examples,
-        sequence_T=examples.sequence_T[index_T],
-        position_T=position_T[order_T],
-        target_T=examples.target_T[index_T],
-        weight_T=weight_T[order_T],
-        ts_T=examples.ts_T[index_T],
-        shard_T=examples.shard_T[index_T],
-        row_T=examples.row_T[index_T],
-    )
+    made = examples.pick(index_T, contexts, examples.sequence_T[index_T])
+    return replace(made, position_T=position_T[order_T], weight_T=weight_T[order_T])
+
+
+def question_of(examples: Examples) -> NDArray[np.int64]:
+    """A number for each target, the same for those of one session that are asked at one place of one sequence.
+
+    What a session's own question and those before it have in common is told by where its own is: nearest to the end.
+    """
+    names = (examples.row_T, examples.shard_T, examples.sequence_T)
+    position_T = examples.position_T
+    order_T = np.lexsort((position_T, *names))
+    is_own_T = np.ones(len(order_T), dtype=np.bool_)
+    is_own_T[1:] = np.any([np.diff(name[order_T]) != 0 for name in names], axis=0)
+    own_T = np.empty_like(position_T)
+    own_T[order_T] = position_T[order_T][np.flatnonzero(is_own_T)][np.cumsum(is_own_T) - 1]
+    reach = int(position_T.max(initial=0)) + 1
+    return (examples.sequence_T * reach + position_T) * reach + own_T

@@ -28,6 +28,8 @@ class Examples:
     ts_T: NDArray[np.int64]
     shard_T: NDArray[np.int64]
     row_T: NDArray[np.int64]
+    level_T: NDArray[np.int8] | None = None
+    """The strongest of ``objective.levels`` that the target's row shows; None: there are no levels."""
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -38,22 +40,17 @@ class Examples:
         count_S = np.searchsorted(self.sequence_T, index_B, side="right") - first_S
         begin_S = np.concatenate([[0], np.cumsum(count_S)])
         flat_T = np.arange(begin_S[-1]) + np.repeat(first_S - begin_S[:-1], count_S)
-        return Examples(
-            self.contexts.take(index_B),
-            np.repeat(np.arange(len(index_B)), count_S),
-            self.position_T[flat_T],
-            self.target_T[flat_T],
-            self.weight_T[flat_T],
-            self.ts_T[flat_T],
-            self.shard_T[flat_T],
-            self.row_T[flat_T],
-        )
+        return self.pick(flat_T, self.contexts.take(index_B), np.repeat(np.arange(len(index_B)), count_S))
 
     def targets(self, index_B: NDArray[np.integer]) -> "Examples":
         """These targets alone, ascending, and the sequences that have some of them."""
         kept_S, sequence_B = np.unique(self.sequence_T[index_B], return_inverse=True)
+        return self.pick(index_B, self.contexts.take(kept_S), sequence_B)
+
+    def pick(self, index_B: NDArray[np.integer], contexts: Contexts, sequence_B: NDArray[np.int64]) -> "Examples":
+        """These targets, in this order, as targets of other contexts."""
         return Examples(
-            self.contexts.take(kept_S),
+            contexts,
             sequence_B,
             self.position_T[index_B],
             self.target_T[index_B],
@@ -61,6 +58,7 @@ class Examples:
             self.ts_T[index_B],
             self.shard_T[index_B],
             self.row_T[index_B],
+            None if self.level_T is None else self.level_T[index_B],
         )
 
     def contexts_of(self, index_B: NDArray[np.integer]) -> Contexts:

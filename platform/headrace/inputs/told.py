@@ -29,6 +29,13 @@ def feature_code(column: str, value: object) -> int:
     return 0 if name is None else 1 + hash64("feature", column, name) % _MASK
 
 
+def feature_codes(column: str, value_N: NDArray[Any]) -> NDArray[np.int64]:
+    """``feature_code`` of each value."""
+    names = [_name(value) for value in value_N.tolist()]
+    code_of = {name: feature_code(column, name) for name in dict.fromkeys(names)}
+    return np.fromiter((code_of[name] for name in names), dtype=np.int64, count=len(names))
+
+
 def tell(kind_N: Codes, context: Mapping[str, NDArray[Any]], features: Sequence[str], first: int = 1) -> Codes:
     """Kinds as they are where there are no features; else each with the codes of its features, as 64 bits.
 
@@ -40,7 +47,7 @@ def tell(kind_N: Codes, context: Mapping[str, NDArray[Any]], features: Sequence[
     told_N = kind_N.astype(np.int64)
     for place, column in enumerate(features, start=first):
         if column in context:
-            told_N |= _codes(column, context[column]) << (_BITS * place)
+            told_N |= feature_codes(column, context[column]) << (_BITS * place)
     return told_N
 
 
@@ -65,12 +72,6 @@ def features_of(told: Codes, num_features: int) -> list[NDArray[np.int64]]:
     """The codes of each feature, of any shape."""
     wide = told.astype(np.int64)
     return [(wide >> (_BITS * place)) & _MASK for place in range(1, num_features + 1)]
-
-
-def _codes(column: str, value_N: NDArray[Any]) -> NDArray[np.int64]:
-    names = [_name(value) for value in value_N.tolist()]
-    code_of = {name: feature_code(column, name) for name in dict.fromkeys(names)}
-    return np.fromiter((code_of[name] for name in names), dtype=np.int64, count=len(names))
 
 
 def _name(value: object) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace.config.models import ObjectiveConfig, SampledSoftmaxConfig, SoftmaxConfig
 from headrace.models.offset import Offset
+from headrace.objectives.levels import Contrasts, contrast_loss
 
 
 class Objective(Protocol):
@@ -31,6 +32,7 @@ class Objective(Protocol):
         weight_T: Tensor,
         correction_E: Tensor | None = None,
         offset: Offset | None = None,
+        contrasts: Contrasts | None = None,
     ) -> Tensor:
         """The weighted sum of the targets' negative log likelihoods, a scalar with a gradient.
 
@@ -38,6 +40,7 @@ class Objective(Protocol):
         targets and one query). ``column_T``: the target's column, -1 where it is not eligible, which weighs nothing.
         ``correction_E``: of a sample, what each item's logit is raised by (``Drawn.correction_N``), -inf for items that
         are there as somebody's target only; None: all eligible items are there. ``offset``: added to the logits.
+        ``contrasts``: who of the targets is held against whom, which comes on top.
         """
         ...
 
@@ -46,6 +49,9 @@ class Softmax:
     """The exact softmax. Under bfloat16 autocast the products are taken in bfloat16, everything else in float32."""
 
     sampled: SampledSoftmaxConfig | None = None
+
+    def __init__(self, config: SoftmaxConfig | None = None) -> None:
+        self._level_weight = (config or SoftmaxConfig()).level_weight
 
     def loss(
         self,
@@ -56,6 +62,7 @@ class Softmax:
         weight_T: Tensor,
         correction_E: Tensor | None = None,
         offset: Offset | None = None,
+        contrasts: Contrasts | None = None,
     ) -> Tensor:
         """See ``Objective``."""
         assert correction_E is None, "the whole softmax has nothing to correct"
@@ -63,7 +70,10 @@ class Softmax:
         total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
             query_PD, vectors_ED, query_T, column_T.clamp(min=0), weight_T, offset
         )
-        return total
+        if contrasts is None:
+            return total
+        told = contrast_loss(contrasts, query_PD, vectors_ED, query_T, column_T, weight_T, offset)
+        return total + self._level_weight * told
 
 
 class SampledSoftmax:
@@ -77,6 +87,7 @@ class SampledSoftmax:
 
     def __init__(self, config: SampledSoftmaxConfig) -> None:
         self.sampled: SampledSoftmaxConfig | None = config
+        self._level_weight = config.level_weight
 
     def loss(
         self,
@@ -87,23 +98,30 @@ class SampledSoftmax:
         weight_T: Tensor,
         correction_E: Tensor | None = None,
         offset: Offset | None = None,
+        contrasts: Contrasts | None = None,
     ) -> Tensor:
         """See ``Objective``."""
         assert correction_E is not None, "a sample needs its corrections"
         assert offset is None, "recipes refuse a prior beside a sample"
-        inside_T = column_T >= 0
-        query_T, column_T, weight_T = query_T[inside_T], column_T[inside_T], weight_T[inside_T].to(query_PD)
+        inside_T, weight_T = column_T >= 0, weight_T.to(query_PD)
         total: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            query_PD, vectors_ED, query_T, column_T, weight_T, correction_E.to(query_PD)
+            query_PD,
+            vectors_ED,
+            query_T[inside_T],
+            column_T[inside_T],
+            weight_T[inside_T],
+            correction_E.to(query_PD),
         )
-        return total
+        if contrasts is None:
+            return total
+        return total + self._level_weight * contrast_loss(contrasts, query_PD, vectors_ED, query_T, column_T, weight_T)
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that this section of a recipe asks for."""
     match config:
         case SoftmaxConfig():
-            return Softmax()
+            return Softmax(config)
         case SampledSoftmaxConfig():
             return SampledSoftmax(config)
         case _:

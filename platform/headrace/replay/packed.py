@@ -6,7 +6,7 @@ Shape legend: N examples, E context events, T targets, B gathered, G sources.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,31 +19,27 @@ from headrace.inputs.examples import Examples
 from headrace.records import Rows
 from headrace.replay.policy import Candidates
 
-_RECORDS = {
-    "example": np.dtype(
-        [
-            ("as_of", "<i8"),
-            ("session", "<u8"),
-            ("cut", "<i4"),
-            ("event_start", "<i4"),
-            ("num_events", "<i4"),
-            ("target_start", "<i4"),
-            ("num_targets", "<i4"),
-            ("group", "u1"),
-            ("order", "<f4"),
-            ("told", "<i8"),
-        ]
-    ),
-    "target": np.dtype(
-        [("ts", "<i8"), ("item", "<i4"), ("position", "<i4"), ("weight", "<f4"), ("shard", "<i4"), ("row", "<i4")]
-    ),
+_EXAMPLE = np.dtype(
+    [
+        ("as_of", "<i8"),
+        ("session", "<u8"),
+        ("cut", "<i4"),
+        ("event_start", "<i4"),
+        ("num_events", "<i4"),
+        ("target_start", "<i4"),
+        ("num_targets", "<i4"),
+        ("group", "u1"),
+        ("order", "<f4"),
+        ("told", "<i8"),
+    ]
+)
+_TARGET = [("ts", "<i8"), ("item", "<i4"), ("position", "<i4"), ("weight", "<f4"), ("shard", "<i4"), ("row", "<i4")]
+_VARIED = {
+    "event": [np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", kind)]) for kind in ("<i2", "<i8")],
+    "target": [np.dtype(_TARGET), np.dtype([*_TARGET, ("level", "i1")])],
 }
-_EVENTS = {
-    record.itemsize: record
-    for record in (np.dtype([("ts", "<i8"), ("item", "<i4"), ("kind", kind)]) for kind in ("<i2", "<i8"))
-}
-"""By size: with the kind alone, and with features (inputs/told.py)."""
-_SIZES = {"event": min(_EVENTS), **{name: record.itemsize for name, record in _RECORDS.items()}}
+"""Told apart by their sizes: with the kind alone, and with features (inputs/told.py); without and with levels."""
+_SIZES = {"example": _EXAMPLE.itemsize, **{name: records[0].itemsize for name, records in _VARIED.items()}}
 _INDEX_BYTES = 17  # in the buffer: its place among the alive, the summed weights, whether it is alive
 
 
@@ -59,15 +55,16 @@ class Packed:
     def records(self, name: str) -> NDArray[Any]:
         """The "example", "event" or "target" records, one-dimensional."""
         array = self.arrays[name]
-        return array.view(_EVENTS[array.shape[1]] if name == "event" else _RECORDS[name])[:, 0]
+        known = _VARIED.get(name, [_EXAMPLE])
+        return array.view(next(record for record in known if record.itemsize == array.shape[1]))[:, 0]
 
     @property
     def size_N(self) -> NDArray[np.int64]:
         """Bytes that each example takes, the buffer's index of it included."""
         example_N = self.records("example")
-        size_N = np.full(len(self), _RECORDS["example"].itemsize + _INDEX_BYTES, dtype=np.int64)
+        size_N = np.full(len(self), _EXAMPLE.itemsize + _INDEX_BYTES, dtype=np.int64)
         size_N += self.arrays["event"].shape[1] * example_N["num_events"].astype(np.int64)
-        size_N += _RECORDS["target"].itemsize * example_N["num_targets"].astype(np.int64)
+        size_N += self.arrays["target"].shape[1] * example_N["num_targets"].astype(np.int64)
         return size_N
 
     def candidates(self) -> Candidates:
@@ -109,6 +106,7 @@ class Packed:
             target_T["ts"].copy(),
             target_T["shard"].astype(np.int64),
             target_T["row"].astype(np.int64),
+            target_T["level"].copy() if "level" in (target_T.dtype.names or ()) else None,
         )
 
 
@@ -130,6 +128,7 @@ def pack(
         "weight": examples.weight_T,
         "shard": examples.shard_T,
         "row": examples.row_T,
+        **({} if examples.level_T is None else {"level": examples.level_T}),
     }
     example: dict[str, NDArray[Any]] = {
         "as_of": contexts.as_of_Q,
@@ -143,11 +142,11 @@ def pack(
         "order": np.zeros(num) if order_S is None else order_S,
         "told": contexts.told_Q,
     }
-    record_of_event = next(record for record in _EVENTS.values() if record["kind"] == contexts.kind_T.dtype)
+    record_of_event = next(record for record in _VARIED["event"] if record["kind"] == contexts.kind_T.dtype)
     arrays = {
-        "example": _rows(_RECORDS["example"], example),
+        "example": _rows(_EXAMPLE, example),
         "event": _rows(record_of_event, event),
-        "target": _rows(_RECORDS["target"], target),
+        "target": _rows(_VARIED["target"][examples.level_T is not None], target),
     }
     return Packed(arrays).take(np.argsort(group_S, kind="stable"))
 
@@ -174,23 +173,37 @@ def concatenate(parts: Sequence[Packed]) -> Packed:
 def groups_of(examples: Examples, rows: Rows) -> NDArray[np.uint8]:
     """The key group of each example: that of the row of its first target. ``rows`` are the cut's."""
     first_S = np.searchsorted(examples.sequence_T, np.arange(len(examples)))
+    found_S = rows_of(examples, first_S, rows)
+    return rows.group_N[found_S]
+
+
+def rows_of(examples: Examples, index_B: NDArray[np.integer], rows: Rows) -> NDArray[np.int64]:
+    """Which of the cut's ``rows`` each of these targets is."""
     reach = 1 + max(int(rows.row_N.max(initial=0)), int(examples.row_T.max(initial=0)))
     name_N = rows.shard_N * reach + rows.row_N
     order_N = np.argsort(name_N, kind="stable")
-    name_S = examples.shard_T[first_S] * reach + examples.row_T[first_S]
-    found_S = order_N[np.minimum(np.searchsorted(name_N, name_S, sorter=order_N), len(rows) - 1)]
-    assert np.array_equal(name_N[found_S], name_S), "these examples are not of these rows"
-    return rows.group_N[found_S]
+    name_B = examples.shard_T[index_B] * reach + examples.row_T[index_B]
+    found_B: NDArray[np.int64] = order_N[np.minimum(np.searchsorted(name_N, name_B, sorter=order_N), len(rows) - 1)]
+    assert np.array_equal(name_N[found_B], name_B), "these examples are not of these rows"
+    return found_B
 
 
 def join(first: Examples, second: Examples) -> Examples:
     """Both, one after the other: new examples and replayed ones in one pass."""
     names = ("position_T", "target_T", "weight_T", "ts_T", "shard_T", "row_T")
-    return Examples(
+    both = Examples(
         inputs.concatenate([first.contexts, second.contexts]),
         np.concatenate([first.sequence_T, second.sequence_T + len(first)]),
         *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names),
     )
+    if first.level_T is None and second.level_T is None:
+        return both
+    return replace(both, level_T=np.concatenate([_levels(first), _levels(second)]))
+
+
+def _levels(examples: Examples) -> NDArray[np.int8]:
+    """Where none are told, as of an empty batch, the lowest."""
+    return np.zeros(len(examples.target_T), dtype=np.int8) if examples.level_T is None else examples.level_T
 
 
 def _rows(record: np.dtype[Any], columns: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
@@ -207,7 +220,7 @@ def _take(
 ) -> NDArray[np.uint8]:
     """Rows of an array: those from ``bound_G[g]`` to ``bound_G[g + 1]`` are of part g."""
     sizes = {part.arrays[name].shape[1] for part in parts if len(part.arrays[name])} or {_SIZES[name]}
-    assert len(sizes) == 1, "events of one buffer are told of alike: with features, or without"
+    assert len(sizes) == 1, "records of one buffer are alike: with features and levels, or without"
     (size,) = sizes
     taken = np.empty((len(row_B), size), dtype=np.uint8)
     for part, (start, stop) in zip(parts, pairwise(bound_G.tolist()), strict=True):

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from headrace.clock import Stopwatch
 from headrace.config.methods import EarlyStopConfig
-from headrace.config.models import NspConfig
-from headrace.inputs.ahead import ahead
 from headrace.inputs.examples import Examples
 from headrace.methods.progressive import CONSOLIDATED
 from headrace.recommend.prior import Prior
@@ -26,6 +24,7 @@ from headrace.train.passes import PassStats, train_passes
 from headrace.train.rows import follow_attributes, start_rows
 from headrace.train.state import LearnerState
 from headrace.train.taken import Taken
+from headrace.train.targets import check_behaviours, targets
 
 _REPLAY_BATCH = 2048
 """Examples in a request to replay, of which a few are in flight."""
@@ -85,11 +84,11 @@ def learn(
     state.watermark_ms = max(state.watermark_ms, int(taken.ts_N.max(initial=0)))
     state.catalogue.observe(taken.number_N, taken.ts_N)
     state.catalogue.settle(state.watermark_ms, recipe.catalogue)
+    if warmup:
+        check_behaviours(wanted.intake.rows, recipe, group)
     state.step.begin_increment(state.catalogue.num_slots, increment)
     start_rows(state)
-    made = questions.examples(wanted.intake, recipe.inputs, recipe.objective.examples, state.step.model.reads_empty)
-    if isinstance(recipe.model, NspConfig):
-        made = ahead(made, recipe.model.sessions_ahead, recipe.model.ahead_weight, recipe.model.session_gap_s)
+    made = targets(wanted.intake, recipe, group, state.step.model.reads_empty)
     replayed = _replayed(made, state, increment, watch)
     touched, slot_I = state.catalogue.touched(state.eligible), state.catalogue.slot_I
     counts_first = warmup and recipe.model.prior is not None  # there are no counters of before, and nothing else to add
@@ -109,6 +108,7 @@ def learn(
         replayed=replayed,
         prior=prior,
         early_stop=recipe.train.budget if isinstance(recipe.train.budget, EarlyStopConfig) else None,
+        asked_level=recipe.asked_level,
         checkpoint=checkpoint,
     )
     watch.book("train", passed.earlier_s)

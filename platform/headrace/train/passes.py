@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from headrace.catalogue.eligible import Eligible
 from headrace.config.methods import EarlyStopConfig
+from headrace.inputs.ahead import question_of
 from headrace.inputs.contexts import pad, ranges
 from headrace.inputs.examples import Examples, plan_batches
 from headrace.methods.base import Lesson, PriorOf
 from headrace.models.base import RecallModel
+from headrace.objectives.levels import Contrasts, contrasts
 from headrace.records import generator
 from headrace.replay.packed import join
 from headrace.train.checkpoint import Checkpoint
@@ -38,7 +40,8 @@ class PassStats:
     targets_outside: int
     """Targets of one epoch outside it: they weigh nothing."""
     loss_per_epoch: tuple[float, ...]
-    """Mean negative log likelihood a unit of weight, while training (with dropout); the teacher's word is not in it."""
+    """Mean negative log likelihood a unit of weight, while training (with dropout), and what levels add to it; the
+    teacher's word is not in it."""
     last_gradient_norm: float
     seconds: float
     """Wall time on this rank; never part of a state."""
@@ -67,6 +70,8 @@ class _Words:
     soft_T: NDArray[np.float32] | None
     """Of the teacher's; None: it is not heard."""
     temperature: float
+    question_T: NDArray[np.int64] | None
+    """Of those whose targets are held against each other by their levels; None: there are no levels."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def train_passes(
     replayed: Examples | None = None,
     prior: PriorOf | None = None,
     early_stop: EarlyStopConfig | None = None,
+    asked_level: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> PassStats:
     """Train ``epochs`` passes over this rank's examples. Every rank calls it, also one without any examples.
@@ -109,12 +115,15 @@ def train_passes(
     ``step.begin_increment`` has been called. ``slot_I`` maps item numbers to rows of the table. ``replayed``: examples
     of earlier increments, which are mixed with the others. ``prior``: what is added to the logits. With ``early_stop``,
     a part of ``examples`` validates, and decides how many passes there are; unless no rank holds any of that part, or
-    ``epochs`` is 0. ``checkpoint``: what is gone on from, if there is anything, and replaced after every pass.
+    ``epochs`` is 0; of its targets those of ``asked_level`` on. ``checkpoint``: what is gone on from, if there is
+    anything, and replaced after every pass.
     """
     began, steps_before = time.perf_counter(), step.step_in_increment
     examples, stop = examples.known(slot_I), None
     if early_stop is not None and epochs:
         kept, held = hold_out(examples, early_stop, seed)
+        if held.level_T is not None:
+            held = held.targets(np.flatnonzero(held.level_T >= asked_level))
         slots, column_T = _columns(held.target_T, eligible, slot_I)
         queries = validation(held, column_T, slot_I, torch.from_numpy(slots).to(step.device), prior)
         stop = EarlyStop(early_stop, queries, step.group)
@@ -202,11 +211,12 @@ def _words(
 ) -> _Words:
     """Every target has its own word; the teacher's is heard as the lesson says."""
     weight_T = np.where(column_T < 0, np.float32(0.0), examples.weight_T)
+    question_T = None if examples.level_T is None else question_of(examples)
     if lesson is None:
-        return _Words(column_T, weight_T, weight_T, None, 1.0)
+        return _Words(column_T, weight_T, weight_T, None, 1.0, question_T)
     own_T = weight_T * np.where(is_new_T, 1.0, lesson.own_targets).astype(np.float32)
     soft_T = weight_T * np.where(is_new_T, lesson.new, lesson.replayed).astype(np.float32)
-    return _Words(column_T, weight_T, own_T, soft_T, lesson.temperature)
+    return _Words(column_T, weight_T, own_T, soft_T, lesson.temperature, question_T)
 
 
 def _columns(
@@ -279,4 +289,12 @@ def _batches(
             None if words.soft_T is None else words.soft_T[flat_T],
             words.temperature,
             None if prior is None else prior(contexts.before(row_P, key_P % reach)),
+            _contrasts(examples, words, flat_T),
         )
+
+
+def _contrasts(examples: Examples, words: _Words, flat_T: NDArray[np.int64]) -> Contrasts | None:
+    """Who of these targets is held against whom."""
+    if examples.level_T is None or words.question_T is None:
+        return None
+    return contrasts(words.question_T[flat_T], examples.level_T[flat_T], words.own_T[flat_T])

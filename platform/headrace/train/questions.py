@@ -32,20 +32,31 @@ def queries(intake: Intake, config: InputsConfig, fate: Fate = Fate.TRAINED) -> 
     return Queries(contexts, target_T, offset_R, rows.shard_N[first_Q], rows.row_N[first_Q], rows.event_N[first_Q])
 
 
-def examples(intake: Intake, config: InputsConfig, shape: str, reads_empty: bool = False) -> Examples:
+def examples(
+    intake: Intake,
+    config: InputsConfig,
+    shape: str,
+    reads_empty: bool = False,
+    level_N: NDArray[np.int8] | None = None,
+) -> Examples:
     """The training examples of this rank's trained rows; ``shape`` is "prefixes" or "sessions" (one pass).
 
-    Without ``reads_empty``, those whose context is empty are left out.
+    Without ``reads_empty``, those whose context is empty are left out. ``level_N`` (where sessions are sets): the
+    targets are the rows that show one of these levels, -1 being none, but for rows that show less than another one of
+    their session and item.
     """
-    wanted_N = intake.trained_N & intake.rows.target_N
+    wanted_N = intake.trained_N & (intake.rows.target_N if level_N is None else level_N >= 0)
     if config.sessions == "set":
         index_T, offset_R, as_of_S = _sets(intake, wanted_N & ~intake.opened_N)
+        if level_N is not None:
+            index_T, offset_R = _strongest(intake, index_T, offset_R, level_N)
         if shape == "sessions":
-            return _one_pass(intake, index_T, np.repeat(as_of_S, np.diff(offset_R)), config, reads_empty)
+            return _one_pass(intake, index_T, np.repeat(as_of_S, np.diff(offset_R)), config, reads_empty, level_N)
         contexts = _contexts(intake, index_T[offset_R[:-1]], as_of_S, config)
         sequence_T = np.repeat(np.arange(len(as_of_S)), np.diff(offset_R))
         place_T = np.zeros(len(index_T), dtype=np.int64)
-        return _examples(intake, contexts, sequence_T, place_T, index_T, reads_empty)
+        return _examples(intake, contexts, sequence_T, place_T, index_T, reads_empty, level_N)
+    assert level_N is None, "recipes refuse levels where a question has one target"
     if shape == "prefixes":
         index_T = np.flatnonzero(wanted_N)
         contexts = _contexts(intake, index_T, intake.rows.ts_N[index_T], config)
@@ -97,8 +108,26 @@ def _sets(
     return index_T, offset_R, np.minimum.reduceat(intake.rows.ts_N[index_T], offset_R[:-1])
 
 
+def _strongest(
+    intake: Intake, index_T: NDArray[np.int64], offset_R: NDArray[np.int64], level_N: NDArray[np.int8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows grouped by session, without those that show less than another of their item: row indices, offsets."""
+    set_T = np.repeat(np.arange(len(offset_R) - 1), np.diff(offset_R))
+    number_T = intake.number_N[index_T]
+    _, pair_T = np.unique(set_T * (int(number_T.max(initial=0)) + 1) + number_T, return_inverse=True)
+    highest_U = np.full(int(pair_T.max(initial=-1)) + 1, -1, dtype=np.int8)
+    np.maximum.at(highest_U, pair_T, level_N[index_T])
+    kept_T = level_N[index_T] == highest_U[pair_T]
+    return index_T[kept_T], offsets(np.bincount(set_T[kept_T], minlength=len(offset_R) - 1))
+
+
 def _one_pass(
-    intake: Intake, index_T: NDArray[np.int64], as_of_T: NDArray[np.int64], config: InputsConfig, reads_empty: bool
+    intake: Intake,
+    index_T: NDArray[np.int64],
+    as_of_T: NDArray[np.int64],
+    config: InputsConfig,
+    reads_empty: bool,
+    level_N: NDArray[np.int8] | None = None,
 ) -> Examples:
     """Windows over each key's events, the last one ending at its newest, with a target wherever a new row is asked."""
     log, size = intake.log, config.max_events
@@ -126,7 +155,7 @@ def _one_pass(
         intake.session_N[index_T[last_S]],
         _told(intake, index_T[last_S]),
     )
-    return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T, reads_empty)
+    return _examples(intake, contexts, sequence_T, end_T - 1 - at_T, index_T, reads_empty, level_N)
 
 
 def _examples(
@@ -136,6 +165,7 @@ def _examples(
     position_T: NDArray[np.int64],
     index_T: NDArray[np.int64],
     reads_empty: bool,
+    level_N: NDArray[np.int8] | None = None,
 ) -> Examples:
     """Examples, unless asked for without those whose context is empty, of which most models learn nothing."""
     rows = intake.rows
@@ -148,6 +178,7 @@ def _examples(
         rows.ts_N[index_T],
         rows.shard_N[index_T],
         rows.row_N[index_T],
+        None if level_N is None else level_N[index_T],
     )
     some_S = np.flatnonzero((contexts.length_Q > 0) | reads_empty)
     return made if len(some_S) == len(contexts) else made.take(some_S)

@@ -29,6 +29,7 @@ from headrace.models.base import RecallModel
 from headrace.models.build import Parts, load_into, model_parts
 from headrace.models.offset import Offset
 from headrace.models.table import read_rows, read_vectors
+from headrace.objectives.levels import Contrasts
 from headrace.objectives.softmax import Objective
 from headrace.records import hash64
 from headrace.train.average import WeightAverage
@@ -64,6 +65,8 @@ class StepBatch:
     """Of the comparison with the teacher."""
     prior: Offset | None = None
     """Added to the queries' logits."""
+    contrasts: Contrasts | None = None
+    """Who of the targets is held against whom; all of them have a word of their own."""
 
 
 class TrainStep:
@@ -361,15 +364,17 @@ class TrainStep:
     def _own_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor:
         """The targets' own word: the undivided loss of those that have one."""
         query_T, column_T, weight_T, prior = batch.query_T, view.column_T, batch.weight_T, batch.prior
+        contrasts = batch.contrasts
         if batch.soft_T is not None and not weight_T.all():
             told_T = np.flatnonzero(weight_T)
             place_P, query_T = np.unique(query_T[told_T], return_inverse=True)
             column_T, weight_T = column_T[told_T], weight_T[told_T]
             index_P = torch.from_numpy(place_P).to(self.device)
             prior = None if prior is None else prior.take(index_P, len(query_PD))
+            contrasts = None if contrasts is None else contrasts.within(told_T)
             query_PD = query_PD[index_P]
         query, column, weight = (torch.from_numpy(array).to(self.device) for array in (query_T, column_T, weight_T))
-        return self.objective.loss(query_PD, scored_CD, query, column, weight, view.correction_C, prior)
+        return self.objective.loss(query_PD, scored_CD, query, column, weight, view.correction_C, prior, contrasts)
 
     def _soft_loss(self, batch: StepBatch, view: TableView, query_PD: Tensor, scored_CD: Tensor) -> Tensor | None:
         """The teacher's word: the undivided loss of the queries at which it is heard; None where it is not."""
