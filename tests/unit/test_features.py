@@ -11,7 +11,7 @@ from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
 from headrace.errors import ConfigError
-from headrace.inputs.contexts import Contexts, ModelInputs
+from headrace.inputs.contexts import Contexts
 from headrace.inputs.examples import Examples
 from headrace.inputs.told import feature_code, features_of, kind_of, tell, tell_one
 from headrace.models.features import Features
@@ -142,8 +142,7 @@ def test_a_value_that_shares_its_vector_is_not_taken_for_nothing():
     values = Features(1, 4)
     torch.nn.init.ones_(values.value_FVD)
     code_BL = np.array([[0, 1023 << 15, 1 << 15]], dtype=np.int64)
-    at = np.zeros((1, 3), dtype=np.int64)
-    added_BLD = values(ModelInputs(at, at, code_BL, np.zeros(1, dtype=np.int64)))
+    added_BLD = values(code_BL)
     added_BLD.sum().backward()
     counted_V = values.value_FVD.grad[0].sum(dim=1)
     assert counted_V[0] == 0.0
