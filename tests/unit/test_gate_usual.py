@@ -102,9 +102,19 @@ def test_the_signs_are_of_the_newest_increments_and_survive_json() -> None:
 
 def test_coherence_by_hand() -> None:
     nan = np.nan
-    told = best_coherence({"a": np.array([1.0, nan, 0.5]), "b": np.array([0.2, 0.4, 0.0])})
-    assert told == Coherence(0.75, 0.25 / np.sqrt(2), 2)
-    assert best_coherence({"a": np.array([nan]), "b": np.zeros(0)}) is None
+    above = {"a": np.array([1.0, nan, 0.5]), "b": np.array([0.2, 0.4, 0.0])}
+    assert best_coherence(above, np.arange(3)) == Coherence(0.75, 0.25 / np.sqrt(2), 2)
+    assert best_coherence({"a": np.array([nan])}, np.zeros(1, dtype=np.int64)) is None
+
+
+def test_queries_for_one_item_are_one_piece_of_evidence() -> None:
+    above = np.repeat([0.9, 0.5], 50)
+    alone = best_coherence({"a": above}, np.arange(100))
+    crowd = best_coherence({"a": above}, np.repeat([7, 8], 50))
+    assert alone is not None
+    assert crowd is not None
+    assert alone.error == pytest.approx(0.2 / 10)
+    assert crowd.error == pytest.approx(0.2 / np.sqrt(2))
 
 
 def test_the_share_below_by_hand() -> None:

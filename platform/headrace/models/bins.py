@@ -40,8 +40,8 @@ def join(size_B: Ints) -> Bins:
     size_B = np.maximum(size_B, 1)
     size_S, count_S = (of_S[::-1] for of_S in np.unique(size_B, return_counts=True))
     width_W = size_S.max(initial=1) * (_WIDTHS - 1 + np.arange(_WIDTHS)) // (_WIDTHS - 1)
-    taken_SWG = _first_fit(size_S, count_S, width_W)
-    fill_WG = np.einsum("s,swg->wg", size_S, taken_SWG)
+    taken_SWG, free_WG = _first_fit(size_S, count_S, width_W)
+    fill_WG = width_W[:, None] - free_WG
     number_W, fill_W = (fill_WG > 0).sum(axis=1), fill_WG.max(axis=1, initial=1)
     best = int(np.argmin(number_W * fill_W * (fill_W + _BESIDE)))
     taken_SG = taken_SWG[:, best]
@@ -57,8 +57,8 @@ def join(size_B: Ints) -> Bins:
     return Bins(bin_B, at_B, int(number_W[best]), int(fill_W[best]))
 
 
-def _first_fit(size_S: Ints, count_S: Ints, width_W: Ints) -> Ints:
-    """How many rows of each size each bin takes, by the bins' width; sizes descend."""
+def _first_fit(size_S: Ints, count_S: Ints, width_W: Ints) -> tuple[Ints, Ints]:
+    """How many rows of each size each bin takes, by the bins' width, and what is free then; sizes descend."""
     # of bins filled one after the other, at most one is not more than half full
     num_bins = min(int(count_S.sum()), int(2 * (size_S * count_S).sum() // width_W[0]) + 1)
     free_WG = np.repeat(width_W[:, None], num_bins, axis=1)
@@ -68,4 +68,4 @@ def _first_fit(size_S: Ints, count_S: Ints, width_W: Ints) -> Ints:
         before_WG = np.cumsum(room_WG, axis=1) - room_WG
         np.minimum(np.maximum(count - before_WG, 0), room_WG, out=taken_WG)
         free_WG -= taken_WG * size
-    return taken_SWG
+    return taken_SWG, free_WG
