@@ -103,7 +103,7 @@ def test_the_signs_are_of_the_newest_increments_and_survive_json() -> None:
 def test_coherence_by_hand() -> None:
     nan = np.nan
     above = {"a": np.array([1.0, nan, 0.5]), "b": np.array([0.2, 0.4, 0.0])}
-    assert best_coherence(above, np.arange(3)) == Coherence(0.75, 0.25 / np.sqrt(2), 2)
+    assert best_coherence(above, np.arange(3)) == Coherence(0.75, pytest.approx(0.25 / np.sqrt(2)), 2)
     assert best_coherence({"a": np.array([nan])}, np.zeros(1, dtype=np.int64)) is None
 
 

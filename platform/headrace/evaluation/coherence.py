@@ -41,15 +41,12 @@ def best_coherence(above: Mapping[str, NDArray[np.float64]], item_Q: NDArray[np.
 
     NaN where there is nothing to compare; None where there never is. ``item_Q``: each query's (first) target.
     """
-    found = [
-        _coherence(above_Q[there_Q], item_Q[there_Q])
-        for above_Q in above.values()
-        for there_Q in [np.isfinite(above_Q)]
-    ]
+    found = [_coherence(above_Q, item_Q, np.isfinite(above_Q)) for above_Q in above.values()]
     return max((one for one in found if one.num_queries), key=lambda one: one.mean, default=None)
 
 
-def _coherence(above_Q: NDArray[np.float64], item_Q: NDArray[np.int64]) -> Coherence:
+def _coherence(above_Q: NDArray[np.float64], item_Q: NDArray[np.int64], there_Q: NDArray[np.bool_]) -> Coherence:
+    above_Q, item_Q = above_Q[there_Q], item_Q[there_Q]
     if not len(above_Q):
         return Coherence(0.5, 0.5, 0)
     apart_Q = above_Q - above_Q.mean()
