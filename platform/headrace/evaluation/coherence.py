@@ -26,7 +26,7 @@ class Coherence:
     mean: float
     """0.5 by chance, 1 at best."""
     error: float
-    """Its standard error; queries for one item share their luck."""
+    """Its standard error, as of independent queries."""
     num_queries: int
 
 
@@ -36,23 +36,19 @@ def draw_controls(target_T: NDArray[np.int64], gather: Gather) -> NDArray[np.int
     return _evenly(np.concatenate([part["control"] for part in parts]))
 
 
-def best_coherence(above: Mapping[str, NDArray[np.float64]], item_Q: NDArray[np.int64]) -> Coherence | None:
+def best_coherence(above: Mapping[str, NDArray[np.float64]]) -> Coherence | None:
     """Of the version that tells most; ``above`` names each one's shares of controls below the target, ``(Q,)``.
 
-    NaN where there is nothing to compare; None where there never is. ``item_Q``: each query's (first) target.
+    NaN where there is nothing to compare; None where there never is.
     """
-    found = [_coherence(above_Q, item_Q, np.isfinite(above_Q)) for above_Q in above.values()]
+    found = [_coherence(above_Q[np.isfinite(above_Q)]) for above_Q in above.values()]
     return max((one for one in found if one.num_queries), key=lambda one: one.mean, default=None)
 
 
-def _coherence(above_Q: NDArray[np.float64], item_Q: NDArray[np.int64], there_Q: NDArray[np.bool_]) -> Coherence:
-    above_Q, item_Q = above_Q[there_Q], item_Q[there_Q]
+def _coherence(above_Q: NDArray[np.float64]) -> Coherence:
     if not len(above_Q):
         return Coherence(0.5, 0.5, 0)
-    apart_Q = above_Q - above_Q.mean()
-    together_I = np.bincount(np.unique(item_Q, return_inverse=True)[1], apart_Q)
-    error = np.sqrt(max((apart_Q**2).sum(), (together_I**2).sum())) / len(above_Q)
-    return Coherence(float(above_Q.mean()), float(error), len(above_Q))
+    return Coherence(float(above_Q.mean()), float(above_Q.std() / np.sqrt(len(above_Q))), len(above_Q))
 
 
 def _evenly(target_T: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ May anything learn from these rows? And may the candidate that has learned from 
 limit of their own, others hold an increment against what is usual for the stream (evaluation/usual.py).
 """
 
+import math
 from dataclasses import dataclass
 
 from headrace.commit.manifest import Verdict
@@ -59,13 +60,15 @@ def decide_rows(signs: RowSigns, usual: Usual, config: GateConfig) -> Decision |
         if share is not None and lately is not None and share > max(small, config.max_share_growth * lately):
             words = f"one {who} has {share:.0%} of the events, lately at most {lately:.1%} (gate.max_share_growth)"
             return Decision("reject", words, unusual=True)
-    return _decide_coherence(signs.coherence, usual.usual_coherence, config.min_coherence)
+    return _decide_coherence(signs.coherence, usual, config.min_coherence)
 
 
-def _decide_coherence(found: Coherence | None, lately: float | None, least: float) -> Decision | None:
+def _decide_coherence(found: Coherence | None, usual: Usual, least: float) -> Decision | None:
+    lately = usual.usual_coherence
     if found is None or lately is None or not least:
         return None
-    if found.mean >= 0.5 + least * (lately - 0.5) or found.mean + _ERRORS * found.error >= lately:
+    error = math.hypot(found.error, usual.coherence_spread)
+    if found.mean >= 0.5 + least * (lately - 0.5) or found.mean + _ERRORS * error >= lately:
         return None
     often = f"in {found.mean:.0%} of all cases, lately {lately:.0%}, by chance 50%"
     reason = f"contexts tell their next item from another one of this cut {often}: do items belong to their rows?"

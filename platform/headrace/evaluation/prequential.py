@@ -235,7 +235,7 @@ def _summary(
         target_T,
         target_T[order_T],
         ranks,
-        best_coherence(above, target_T[order_T][offsets(length_Q[order_Q])[:-1]]),
+        best_coherence(above),
     )
 
 

@@ -6,7 +6,7 @@ Only increments after the warm-up that were not rejected count; until there are 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import median, pstdev
 from typing import Any
 
 from headrace.evaluation.coherence import Coherence
@@ -66,6 +66,11 @@ class Usual:
     def usual_coherence(self) -> float | None:
         """The median; None where too little is known."""
         return median(self.coherence) if len(self.coherence) >= _LEAST else None
+
+    @property
+    def coherence_spread(self) -> float:
+        """The standard deviation of it: what the stream does by itself, and what few queries do."""
+        return pstdev(self.coherence) if self.coherence else 0.0
 
     @property
     def largest_user_share(self) -> float | None:
