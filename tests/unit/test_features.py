@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,21 +11,30 @@ import torch
 from loop_kit import Stream, recipe
 
 from headrace.bundles.bundle import bundle_of, load_bundle
+from headrace.catalogue.ids import Catalogue
 from headrace.errors import ConfigError
 from headrace.feed.landing import Landing, shard_name
-from headrace.inputs.contexts import Contexts
+from headrace.feed.ledger import LedgerReader, LedgerWriter
+from headrace.feed.rows import cut_rows
+from headrace.history.past import history_columns
+from headrace.history.segments import SegmentLog
+from headrace.inputs.contexts import Contexts, contexts_of
 from headrace.inputs.examples import Examples
 from headrace.inputs.told import feature_code, features_of, kind_of, tell, tell_one
 from headrace.models.features import Features
-from headrace.records import kind_code
+from headrace.records import KEY_GROUPS, kind_code
 from headrace.replay.packed import concatenate, pack
 from headrace.serving.ask import read_context
 from headrace.serving.check import mixed
 from headrace.serving.request import RequestError, parse
 from headrace.serving.service import answer
 from headrace.store.arrays import load_arrays
+from headrace.store.fence import take_epoch
 from headrace.train.group import Solo
-from headrace.train.state import resume
+from headrace.train.intake import take
+from headrace.train.questions import queries
+from headrace.train.state import restore, resume
+from headrace.train.targets import targets
 
 DEVICES = ("phone", "desk")
 GOALS = {"phone": 30, "desk": 31}
@@ -245,16 +255,85 @@ def test_a_session_of_an_unknown_user_is_answered_by_what_its_request_says(tmp_p
     assert ({device: answered.items[0] for device, answered in got.items()} == GOALS) is is_learned
 
 
-def test_a_request_within_a_session_opens_none(tmp_path):
-    words = ('inputs.context="user"', "model.kind=nsp", "model.session_gap_s=0")
+@pytest.mark.parametrize("sessions", ['columns.session_id="session_id"', "columns.session_id=none"])
+def test_a_request_within_a_session_opens_none(tmp_path, sessions):
+    words = ('inputs.context="user"', "model.kind=nsp", sessions)
     stream, manifests = learned(tmp_path, *TOLD, *words, shards=2)
     loaded = load_bundle(stream.store, bundle_of(manifests[-1]))
     row = visits(1).to_pylist()[0]
-    asked = {"ts": row["ts"] + 500, "user_id": row["user_id"], "k": 5}
-    within = [ask(loaded, **asked, session_id=row["session_id"], context={"device": name}) for name in DEVICES]
-    assert within[0].scores == within[1].scores
-    opening = [ask(loaded, **asked, session_id=9_999, context={"device": name}) for name in DEVICES]
-    assert opening[0].scores != opening[1].scores
+
+    def scores(minutes, **more):
+        asked = {"ts": row["ts"] + 60_000 * minutes, "user_id": row["user_id"], "k": 5, **more}
+        return [ask(loaded, **asked, context={"device": name}).scores for name in DEVICES]
+
+    within, opening = scores(29), scores(32)
+    assert within[0] == within[1]
+    assert opening[0] != opening[1]
+
+
+@pytest.mark.parametrize("shape", ["prefixes", "sessions"])
+@pytest.mark.parametrize("levels", ["[]", '["seen","view"]'])
+def test_a_set_is_told_what_its_first_row_is_whatever_becomes_of_it(tmp_path, shape, levels):
+    rows = [("phone", "seen", 1, 0), ("desk", "seen", 2, 1), ("desk", "view", 1, 2)]
+    device, event, item, second = (list(column) for column in zip(*rows, strict=True))
+    table = {"item_id": item, "ts": [1000 * at for at in second], "device": device, "event": event}
+    words = ('inputs.context="user"', 'inputs.sessions="set"', "model.kind=nsp", "evaluation.eval_share=0")
+    made = recipe(*TOLD, *words, "columns.target_kinds=[]", f"objective.levels={levels}", f"objective.examples={shape}")
+    stream = Stream(tmp_path, made)
+    stream.land(pa.table({**table, "session_id": [1] * 3, "user_id": [1] * 3}))
+    (cut,) = stream.cuts(LedgerWriter.open(stream.store, take_epoch(stream.store)))
+    part = cut_rows(LedgerReader(stream.store), cut, made.columns, range(KEY_GROUPS))
+    catalogue = Catalogue()
+    catalogue.admit(part.item_I)
+    taken = take(part.rows, catalogue, SegmentLog(history_columns(2), 50, 10**6), None, made)
+    told = targets(taken, made, Solo(), reads_empty=True)
+    assert set(features_of(told.contexts_of(np.arange(len(told.target_T))).told_Q, 1)[0]) == {code("phone")}
+    assert set(features_of(queries(taken, made.inputs).contexts.told_Q, 1)[0]) == {code("phone")}
+
+
+def code(device):
+    return feature_code("device", device)
+
+
+def test_requests_without_a_past_keep_what_they_say_in_replay():
+    none, one = np.zeros(0, dtype=np.int64), np.ones(2, dtype=np.int64)
+    told_Q = np.array([5 << 15 | 7 << 30, 6 << 15], dtype=np.int64)
+    contexts = Contexts(none, none, none, np.zeros(3, dtype=np.int64), 9 * one, np.zeros(2, np.uint64), told_Q)
+    examples = Examples(contexts, np.arange(2), 0 * one, one, one.astype(np.float32), one, one, np.arange(2))
+    kept = pack(examples, np.zeros(2, dtype=np.uint8), 0)
+    assert concatenate([kept, kept]).examples().contexts.told_Q.tolist() == told_Q.tolist() * 2
+
+
+def test_attributes_of_the_item_that_is_asked_for_are_not_heard(tmp_path):
+    words = (*described(tmp_path, 302), *TOLD[:1], 'model.features=["device"]', "model.kind=nsp")
+    stream = Stream(tmp_path, recipe(*words, 'inputs.context="user"', 'inputs.sessions="set"'))
+    stream.land(landings(0))
+    loaded = load_bundle(stream.store, bundle_of(stream.advance()[-1]))
+    assert loaded.recommender.model.encoder.request.value_FVD.shape[0] == 1
+    torch.nn.init.normal_(loaded.recommender.model.encoder.request.value_FVD)
+    asked = contexts_of([[]], 1000, 10)
+    red, blue = (feature_code("item: make", make) << 30 for make in ("red", "blue"))
+    desk = code("desk") << 15
+    tops = [loaded.recommender.top(replace(asked, told_Q=np.array([told])), 5) for told in (red, blue, red | desk)]
+    assert tops[0].score_QK.tolist() == tops[1].score_QK.tolist() != tops[2].score_QK.tolist()
+
+
+def test_a_version_answers_before_the_side_feed_has_said_anything(tmp_path):
+    words = ("feed.items_path=items", 'catalogue.attributes=["make"]', 'model.attributes=["make"]')
+    stream = Stream(tmp_path, recipe(*words))
+    stream.land(red_after_red(0))
+    loaded = load_bundle(stream.store, bundle_of(stream.advance()[-1]))
+    assert len(ask(loaded, items=[red_after_red(0)["item_id"][0].as_py()], k=3).items) == 3
+
+
+def test_a_state_does_not_go_on_with_other_levels_or_from_another_layout(tmp_path):
+    stream, manifests = learned(tmp_path, 'inputs.sessions="set"', 'inputs.context="user"', shards=1)
+    words = ('inputs.sessions="set"', 'inputs.context="user"', 'objective.levels=["view"]')
+    with pytest.raises(ConfigError, match=r"objective\.levels are \['view'\], and this state was made with \[\]"):
+        resume(stream.store, recipe(*words), Solo(), torch.device("cpu"))
+    older = replace(manifests[-1], facts={**manifests[-1].facts, "layout": 1})
+    with pytest.raises(ConfigError, match="made by another version of Headrace"):
+        restore(stream.store, older, stream.recipe, Solo(), torch.device("cpu"))
 
 
 def described(folder, num_items):

@@ -12,6 +12,8 @@ from headrace.feed.ledger import LedgerReader, LedgerWriter
 from headrace.feed.rows import cut_rows
 from headrace.history.past import history_columns
 from headrace.history.segments import SegmentLog
+from headrace.inputs.contexts import Contexts
+from headrace.inputs.examples import Examples
 from headrace.inputs.sessions import derive_sessions
 from headrace.records import KEY_GROUPS
 from headrace.store.fence import take_epoch
@@ -91,6 +93,21 @@ def test_a_basket_asks_once_at_its_start_for_all_its_items(tmp_path: Path) -> No
     examples = questions.examples(taken, made.recipe.inputs, "prefixes")
     assert contexts(examples.contexts) == [[0, 1]]
     assert examples.target_T.tolist() == [2, 3, 0]
+
+
+def test_an_unknown_users_first_session_is_learned_in_a_sequence_of_its_own(tmp_path: Path) -> None:
+    rows = [(user, user, 10 * user + place, 60 * user + place) for user in (1, 2, 3) for place in (0, 1)]
+    taken, made = intake(tmp_path, rows, "inputs.context=user", "inputs.max_events=2")
+    for shape in ("prefixes", "sessions"):
+        told = questions.examples(taken, made.recipe.inputs, shape, reads_empty=True)
+        before = dict(zip(told.target_T.tolist(), contexts(asked_of(told)), strict=True))
+        assert before == {0: [], 1: [0], 2: [], 3: [2], 4: [], 5: [4]}
+        owners = taken.session_N[[0, 2, 4]]
+        assert told.contexts.session_Q[told.sequence_T].tolist() == np.repeat(owners, 2)[told.target_T].tolist()
+
+
+def asked_of(examples: Examples) -> Contexts:
+    return examples.contexts_of(np.arange(len(examples.target_T)))
 
 
 def test_experts_count_each_trained_row_with_its_context(tmp_path: Path) -> None:

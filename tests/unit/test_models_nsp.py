@@ -312,6 +312,16 @@ def test_validation_asks_for_each_session_once_and_when_it_would_be_asked():
     assert made.contexts.as_of_Q.tolist() == [3 * HOUR_MS, 2 * HOUR_MS, HOUR_MS, HOUR_MS]
     assert made.column_T.tolist() == [0, 1, 2, 3]
     assert np.diff(made.offset_R).tolist() == [1, 1, 1, 1]
+    at_the_end = (np.arange(9, 12) << 15).tolist()
+    assert made.contexts.told_Q.tolist() == [at_the_end[0], 4 << 15, *at_the_end[1:]], "as in training"
+
+
+def test_first_sessions_validate_where_they_are_answered():
+    first = replace(three_users(), position_T=np.array([0, 4, 0, 0]))
+    for reads_empty, lengths in ((False, [4, 1, 2]), (True, [4, 0, 1, 2])):
+        made = validation(first, first.target_T - 10, np.arange(32), torch.arange(4), None, reads_empty)
+        assert made.contexts.length_Q.tolist() == lengths
+        assert np.isfinite(made.recall_sum(make()))
 
 
 def test_some_targets_of_examples_keep_their_questions():

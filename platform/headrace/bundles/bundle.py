@@ -197,14 +197,15 @@ def _assemble(bundle: Bundle, arrays: Mapping[str, dict[str, NDArray[Any]]], dev
         return {name[len(prefix) + 1 :]: part for name, part in arrays.items() if name.startswith(prefix + "/")}
 
     inputs = InputsConfig.model_validate(bundle.recipe["inputs"])
-    alive_s = CatalogueConfig.model_validate(bundle.recipe["catalogue"]).alive_s
+    listed = CatalogueConfig.model_validate(bundle.recipe["catalogue"])
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(bundle.recipe["model"])
     model = load_model(config, inputs.max_events, folder("model"))
     model = model.requires_grad_(False).to(device)
     catalogue = Catalogue.from_state(folder("catalogue"))
+    catalogue.listing = catalogue.listing.of(listed.attributes)
     if catalogue.num_slots > model.table.capacity or not bool(torch.isfinite(model.table.weight).all()):
         raise ValueError(f"{catalogue.num_slots} items for a table of {model.table.capacity} rows, or rows not finite")
-    eligible = catalogue.eligible(bundle.watermark_ms, alive_s)
+    eligible = catalogue.eligible(bundle.watermark_ms, listed.alive_s)
     if bundle.tombstones:
         eligible = Eligible(np.setdiff1d(eligible.number_E, np.array(bundle.tombstones, dtype=np.int64)))
     recommender = Recommender(

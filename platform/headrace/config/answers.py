@@ -132,7 +132,8 @@ class GateConfig(Section):
     where it is more than a half."""
     min_coherence: Share = 0.5
     """reject: how often contexts rank their own next item over others of the cut, less one half, over what that usually
-    is, where it is 2.5 standard errors below. Where items do not belong to their rows it is about 0. 0: not asked."""
+    is, where it is 2.5 errors below, of the cut and of the stream. Where items do not belong to their rows it is about
+    0. 0: not asked."""
     max_update_growth: PositiveFloat = 4.0
     """reject: the update's norm over what recent increments make one expect of as many steps."""
     max_unusual: PositiveInt = 5

@@ -38,8 +38,8 @@ class TransformerConfig(Section):
     """Columns of ``columns.context``, three at most: what is told of each event beside its item. Few values each, words
     or numbers."""
     attributes: tuple[str, ...] = ()
-    """Of ``catalogue.attributes``: what the side feed says of an event's item is told with it, as it was known when the
-    event was met. Three at most, together with ``features``."""
+    """Of ``catalogue.attributes``: what the side feed says of an event's item is told with it, as it is known when the
+    event is trained. Three at most, together with ``features``."""
     prior: PriorConfig | None = None
 
     @property

@@ -183,7 +183,7 @@ def _gained(live: Judged, trusted: Judged) -> dict[str, NDArray[np.int8]]:
 def _above(queries: Queries, judged: Iterable[Judged]) -> dict[str, NDArray[np.float64]]:
     """For each query, (Q,): the share of controls that each of these answers ranks below its targets.
 
-    NaN where the context is empty, which says nothing of whether items belong to their rows.
+    NaN where the context is empty: such a query says nothing of whether items belong to their rows.
     """
     above = {str(nth): one.above_T for nth, one in enumerate(judged) if one.above_T is not None}
     asked_Q = queries.contexts.length_Q > 0

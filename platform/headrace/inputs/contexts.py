@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.inputs.told import Codes
+from headrace.inputs.told import Codes, request_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Contexts:
     session_Q: NDArray[np.uint64]
     """The session that asks (0: unknown), so that no expert counts a session for its own query."""
     told_Q: Codes
-    """What is told of the request, where it opens a session; else 0 (inputs/told.py)."""
+    """What is told of the request (inputs/told.py)."""
 
     def __len__(self) -> int:
         return len(self.as_of_Q)
@@ -64,19 +64,20 @@ class Contexts:
         )
 
     def before(self, row_P: NDArray[np.int64], back_P: NDArray[np.int64]) -> "Contexts":
-        """The context of each question ``back_P`` events before the end of row ``row_P``, asked when the next came.
-
-        Of a request before the end nothing is told: only a model knows whether it opens a session.
-        """
+        """The context of each question ``back_P`` events before the end of row ``row_P``, asked when the next came."""
         taken = self if len(row_P) == len(self) and (row_P == np.arange(len(self))).all() else self.take(row_P)
         if not back_P.any():
             return taken
         length_P = np.maximum(taken.length_Q - back_P, 0)
         flat_T = ranges(taken.offset_R[:-1], length_P)
         next_P = np.minimum(taken.offset_R[:-1] + length_P, max(0, len(taken.ts_T) - 1))
-        as_of_P = np.where(length_P < taken.length_Q, taken.ts_T[next_P], taken.as_of_Q)
+        as_of_P = taken.as_of_Q
+        if len(taken.ts_T):
+            as_of_P = np.where(length_P < taken.length_Q, taken.ts_T[next_P], as_of_P)
         events = (taken.item_T[flat_T], taken.ts_T[flat_T], taken.kind_T[flat_T])
-        told_P = np.where(length_P < taken.length_Q, 0, taken.told_Q)
+        told_P = taken.told_Q
+        if len(taken.kind_T):
+            told_P = np.where(length_P < taken.length_Q, request_of(taken.kind_T[next_P]), told_P)
         return Contexts(*events, offsets(length_P), as_of_P, taken.session_Q, told_P)
 
     def known(self, slot_I: NDArray[np.int64]) -> "Contexts":

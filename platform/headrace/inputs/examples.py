@@ -66,7 +66,7 @@ class Examples:
         return self.contexts.before(self.sequence_T[index_B], self.position_T[index_B])
 
     def known(self, slot_I: NDArray[np.int64]) -> "Examples":
-        """The same without context items that have no row; sequences whose context that empties are left out."""
+        """The same without context items that have no row; sequences whose contexts this empties are left out."""
         contexts = self.contexts
         keep_T = has_row(contexts.item_T, slot_I)
         if keep_T.all():

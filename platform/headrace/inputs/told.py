@@ -59,7 +59,10 @@ def tell_one(features: Sequence[str], said: Mapping[str, object]) -> int:
 
 
 def request_of(told: Codes) -> Codes:
-    """What a request says for which these were told: their features alone."""
+    """What the request that led to these events says: all but their kind.
+
+    Attributes of the event's item, which come after the features, are left in: a request is read up to the features.
+    """
     return told & ~_MASK
 
 

@@ -39,7 +39,7 @@ class SessionTokens:
     silence_ms_BC: Ints
     """How long nothing had happened then; -1: there is nothing before."""
     told_BC: Codes
-    """What is told of the request: what was told of the event that the session begins with; 0: nothing."""
+    """What is told of the request that opens a session; 0: nothing, or none is opened."""
     event_N: Ints
     """Where events lie among the B x L of the batch, row after row."""
     event_at_N: Ints
@@ -101,7 +101,7 @@ def lay_out(
         _seen(is_event_BL, session_BL, column_BC, apart_BC, before_BC, items_see),
         opens_ms_BC,
         silence_ms_BC,
-        _told(inputs, column_BC, apart_BC),
+        _told(inputs, column_BC, silence_ms_BC, gap_s),
         np.arange(is_event_BL.size),
         every_BT[:, :length].ravel(),
         np.arange(column_BC.size),
@@ -202,12 +202,12 @@ def _seen(
     return seen_BTT
 
 
-def _told(inputs: ModelInputs, column_BC: Ints, apart_BC: Bools) -> Codes:
-    """What each context token's request says; one within a session is not the request of the event after it."""
+def _told(inputs: ModelInputs, column_BC: Ints, silence_ms_BC: Ints, gap_s: int) -> Codes:
+    """What each context token's request says, where it opens a session; within one it says nothing new."""
     told_BZ = np.concatenate([request_of(inputs.kind_BL), inputs.told_B[:, None]], axis=1)
     told_BC = told_BZ[np.arange(len(column_BC))[:, None], column_BC]
-    is_within_BC = apart_BC & (column_BC < inputs.kind_BL.shape[1])
-    return np.where(is_within_BC | (column_BC < 0), 0, told_BC)
+    opens_BC = (column_BC >= 0) & ((silence_ms_BC < 0) | (silence_ms_BC > gap_s * 1000))
+    return np.where(opens_BC, told_BC, 0)
 
 
 def _times(inputs: ModelInputs, first_B: Ints, column_BC: Ints) -> tuple[Ints, Ints]:

@@ -95,7 +95,7 @@ class Packed:
             offsets(example_N["num_events"].astype(np.int64)),
             example_N["as_of"].copy(),
             example_N["session"].copy(),
-            example_N["told"].astype(event_E["kind"].dtype),
+            example_N["told"].copy(),
         )
         return Examples(
             contexts,

@@ -41,14 +41,13 @@ def look_up(loaded: Loaded, questions: Sequence[Question], as_of: Sequence[int])
     chosen = [_chosen(loaded, *asked) for asked in zip(questions, pasts, as_of, strict=True)]
     recent = [rows for rows, _ in chosen]
     told = [tell_one(loaded.features, question.context) for question in questions]
-    opens_Q = [not len(number_L) and _opens(*one) for number_L, one in zip(numbers, chosen, strict=True)]
     contexts = build_contexts(
         _log(recent, numbers, as_of, [_met(loaded, *one) for one in zip(numbers, told, strict=True)]),
         np.arange(len(questions), dtype=np.uint64),
         np.array(as_of, dtype=np.int64),
         np.array([session for _, session in chosen], dtype=np.uint64),
         loaded.recommender.max_events,
-        np.where(opens_Q, np.array(told, dtype=np.int64), 0),
+        np.array(told, dtype=np.int64),
     )
     num_sent = [len(number_L) for number_L in numbers]
     return Asked(
@@ -80,11 +79,6 @@ def _chosen(loaded: Loaded, question: Question, past: Columns | None, as_of_ms: 
     if not session or loaded.columns.session_id is None:
         session = newest_session(past, as_of_ms) or 0
     return of_session(past, session), session
-
-
-def _opens(recent: Columns | None, session: int) -> bool:
-    """Whether the session that asks has no event yet among these."""
-    return recent is None or not (recent["session"] == np.uint64(session)).any()
 
 
 def _met(loaded: Loaded, number_L: NDArray[np.int64], code: int) -> Codes:

@@ -88,15 +88,18 @@ def validation(
     slot_I: NDArray[np.int64],
     slot_E: torch.Tensor,
     prior: PriorOf | None,
+    reads_empty: bool = False,
 ) -> Validation:
     """The queries of these examples, whose contexts hold no item without a row: one for each position asked at.
 
-    ``column_T`` are their targets among the items scored, whose rows are ``slot_E``.
+    ``column_T`` are their targets among the items scored, whose rows are ``slot_E``. ``reads_empty``: the model has an
+    answer where nothing had happened before, too.
     """
     # a row that is a target of earlier sessions' questions, too, stands first where it will be asked
     row_T = np.stack([held.sequence_T, held.shard_T, held.row_T], axis=1)
     own_T = np.sort(np.unique(row_T, axis=0, return_index=True)[1])
-    asked_T = own_T[held.position_T[own_T] < held.contexts.length_Q[held.sequence_T[own_T]]]
+    has_past_T = held.position_T[own_T] < held.contexts.length_Q[held.sequence_T[own_T]]
+    asked_T = own_T[has_past_T | reads_empty]
     place_TP = np.stack([held.sequence_T[asked_T], held.position_T[asked_T]], axis=1)
     is_first_T = np.ones(len(asked_T), dtype=np.bool_)
     is_first_T[1:] = (place_TP[1:] != place_TP[:-1]).any(axis=1)

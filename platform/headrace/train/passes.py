@@ -125,7 +125,8 @@ def train_passes(
         if held.level_T is not None:
             held = held.targets(np.flatnonzero(held.level_T >= asked_level))
         slots, column_T = _columns(held.target_T, eligible, slot_I)
-        queries = validation(held, column_T, slot_I, torch.from_numpy(slots).to(step.device), prior)
+        rows = torch.from_numpy(slots).to(step.device)
+        queries = validation(held, column_T, slot_I, rows, prior, step.model.reads_empty)
         stop = EarlyStop(early_stop, queries, step.group)
         examples, stop = (kept, stop) if stop.num_queries else (examples, None)
     course = _course(step, examples, replayed, eligible, slot_I, prior)

@@ -46,6 +46,10 @@ from headrace.train.group import Group
 from headrace.train.intake import Fate
 from headrace.train.step import TrainStep
 
+_LAYOUT = 2
+"""Of commits. Raised by every change after which what an older one holds could not be gone on from."""
+_AFRESH = "give the run a folder and a store of its own"
+
 Parts = dict[str, dict[str, NDArray[Any]]]
 
 PROBE_TOP = 20
@@ -184,6 +188,8 @@ class LearnerState:
         """Plain JSON: what parts do not say."""
         recipe = self.recipe.model_dump(mode="json")
         return {
+            "layout": _LAYOUT,
+            "levels": list(self.recipe.objective.levels),
             "recipe": {name: recipe[name] for name in ("model", "inputs", "catalogue", "experts", "columns")},
             "watermark_ms": self.watermark_ms,
             "weights": self.weights.as_mapping(),
@@ -265,15 +271,27 @@ def load_version(store: Store, manifest: Manifest, device: torch.device) -> Reco
 
 
 def restore(store: Store, manifest: Manifest, recipe: Recipe, group: Group, device: torch.device) -> LearnerState:
-    """The learner exactly as this commit left it, but for replay. ConfigError where it is told of other features."""
+    """The learner exactly as this commit left it, but for replay.
+
+    ConfigError where it is told of other features or levels, or where the commit has another layout.
+    """
     facts = manifest.facts
+    if facts.get("layout") != _LAYOUT:
+        raise ConfigError(
+            f"commit {manifest.cut} was made by another version of Headrace (layout {facts.get('layout')}, here "
+            f"{_LAYOUT}): go on with that version, or {_AFRESH}"
+        )
+    if list(recipe.objective.levels) != facts["levels"]:  # replay keeps them by their place
+        raise ConfigError(
+            f"objective.levels are {list(recipe.objective.levels)}, and this state was made with {facts['levels']}: "
+            f"use these, or {_AFRESH}"
+        )
     before = facts["recipe"]["model"]
-    told = [*before.get("features", []), *map(told_attribute, before.get("attributes", []))]
+    told = [*before["features"], *map(told_attribute, before["attributes"])]
     if list(recipe.model.told) != told:  # history, replay and the model's vectors know them by their place
         raise ConfigError(
             f"model.features and model.attributes are {list(recipe.model.told)}, and this state was made with {told}: "
-            "use these, "
-            "or give the run a folder and a store of its own"
+            f"use these, or {_AFRESH}"
         )
     state = fresh(recipe, group, device)
     load_learner(state, store, manifest)

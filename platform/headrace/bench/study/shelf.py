@@ -76,8 +76,9 @@ class Shelf:
         self._periods = [shards[:warmup], *([shard] for shard in shards[warmup:])] if len(shards) >= warmup else []
         self._window: WindowConfig | None = None
         self._items = _items(recipe, folder)
-        self.digest = hashlib.sha256("".join(one.sha256 for one in landed).encode()).hexdigest()
-        """Of the log's content, as it was cut into shards."""
+        content = [*(one.sha256 for one in landed), *(file.sha256 for file in self._items)]
+        self.digest = hashlib.sha256("".join(content).encode()).hexdigest()
+        """Of the content of the log, as it was cut into shards, and of its side feed."""
 
     def __len__(self) -> int:
         """Periods."""
@@ -192,9 +193,10 @@ class Shelf:
 def _land_once(recipe: Recipe, store: Store, folder: Path) -> None:
     """Land the log unless that was done here; another process that is at it is waited for.
 
-    The ledger names its shards by where they lie, so a folder that was moved is landed again.
+    The ledger names its shards by where they lie, so a folder that was moved is landed again; and so is one without the
+    side feed that is asked for.
     """
-    done, place = folder / "landed", str(folder.resolve())
+    done, place = folder / "landed", f"{folder.resolve()}\n{recipe.feed.items_path or ''}"
     while not (done.is_file() and done.read_text() == place):
         try:
             with StoreLock(Store(str(folder))):
