@@ -35,7 +35,9 @@ def ask(
     exclude_seen: Annotated[bool, typer.Option(help="Leave out what the session or the user has met.")] = False,
     context: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=VALUE", help="How the items were met, or what the request says; may be repeated.", show_default=False),
+        typer.Option(
+            metavar="COLUMN=VALUE", help="How items were met, or what the request says; repeatable.", show_default=False
+        ),
     ] = None,
     address: Annotated[str, typer.Option(help="Where the service listens.")] = _ADDRESS,
 ) -> None:
