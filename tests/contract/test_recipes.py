@@ -22,6 +22,7 @@ def log_in_the_shape_of(recipe: Recipe, folder: Path) -> None:
     """Three files of sessions (or baskets), with every column that the recipe names."""
     columns, landing = recipe.columns, Landing(str(folder))
     is_set = recipe.inputs.sessions == "set"
+    kinds = [name for name in recipe.objective.levels if name not in columns.context] or list(columns.target_kinds)
     for index in range(3):
         draw = np.random.default_rng(index)
         session = np.repeat(np.arange(60), 5)
@@ -31,7 +32,7 @@ def log_in_the_shape_of(recipe: Recipe, folder: Path) -> None:
             columns.ts: begin_ms if is_set else begin_ms + 1000 * (np.arange(300) % 5),
             columns.session_id: session + 1000 * index,
             columns.user_id: session % 20,
-            columns.event: np.array(columns.target_kinds or ("view",), dtype=object)[np.zeros(300, dtype=int)],
+            columns.event: np.array(kinds or ["view"], dtype=object)[draw.integers(max(1, len(kinds)), size=300)],
         }
         named |= {name: draw.integers(4, size=300) for name in columns.context}
         order = np.argsort(named[columns.ts], kind="stable")
