@@ -26,7 +26,7 @@ def examples(cut: int, num: int = 60) -> Examples:
         offsets(length_S),
         as_of_S,
         np.arange(num, dtype=np.uint64),
-        np.zeros(num, dtype=np.int16),
+        np.zeros(num, dtype=np.int64),
     )
     ones, places = np.ones(num, dtype=np.float32), np.arange(num)
     return Examples(contexts, places, 0 * places, places % 9, ones, as_of_S, np.full(num, cut), places)

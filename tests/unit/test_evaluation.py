@@ -57,7 +57,7 @@ def queries(events: list[int]) -> Queries:
         np.arange(size + 1),
         np.ones(size, dtype=np.int64),
         np.zeros(size, dtype=np.uint64),
-        np.zeros(size, dtype=np.int16),
+        np.zeros(size, dtype=np.int64),
     )
     place = np.arange(size)
     return Queries(contexts, place, np.arange(size + 1), place, place, np.array(events, dtype=np.uint64))

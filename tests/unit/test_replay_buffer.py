@@ -35,7 +35,7 @@ def examples(cut: int, num: int, max_events: int = 8, max_targets: int = 1) -> E
         offsets(length_S),
         as_of_S,
         drawn.integers(0, 1 << 60, num).astype(np.uint64),
-        np.zeros(num, dtype=np.int16),
+        drawn.integers(0, 1 << 60, num),
     )
     return Examples(
         contexts,

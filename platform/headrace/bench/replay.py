@@ -163,7 +163,7 @@ def examples(cut: int, num: int, num_items: int = 20_000) -> Examples:
         offsets(length_S),
         as_of_S,
         draw.integers(0, 1 << 60, num).astype(np.uint64),
-        np.zeros(num, dtype=np.int16),
+        np.zeros(num, dtype=np.int64),
     )
     place_S = np.arange(num)
     weight_S = np.ones(num, dtype=np.float32)

@@ -65,7 +65,7 @@ class Held:
     def none(cls) -> "Held":
         """No queries."""
         number, key, none = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int16)
-        contexts = Contexts(number, number, none, offsets(number), number, key, none)
+        contexts = Contexts(number, number, none, offsets(number), number, key, number)
         return cls(contexts, number, offsets(number))
 
     def take(self, index_B: NDArray[np.integer]) -> "Held":

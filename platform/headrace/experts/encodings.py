@@ -57,7 +57,7 @@ class _Rows:
 def _no_rows() -> _Rows:
     none = np.zeros(0, dtype=np.int64)
     told = none.astype(np.int16)
-    contexts = Contexts(none, none, told, offsets(none), none, none.astype(np.uint64), told)
+    contexts = Contexts(none, none, told, offsets(none), none, none.astype(np.uint64), none)
     return _Rows(contexts, none.astype(np.int32))
 
 

@@ -38,7 +38,7 @@ class Contexts:
     """Event time at which the question is asked, ms."""
     session_Q: NDArray[np.uint64]
     """The session that asks (0: unknown), so that no expert counts a session for its own query."""
-    told_Q: Codes
+    told_Q: NDArray[np.int64]
     """What is told of the request (inputs/told.py)."""
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class ModelInputs:
     ts_BL: NDArray[np.int64]
     kind_BL: Codes
     as_of_B: NDArray[np.int64]
-    told_B: Codes
+    told_B: NDArray[np.int64]
 
     def take(self, index_B: NDArray[np.integer]) -> "ModelInputs":
         """These rows, in this order."""
@@ -154,13 +154,13 @@ def build_contexts(
     as_of_Q: NDArray[np.int64],
     session_Q: NDArray[np.uint64],
     max_events: int,
-    told_Q: Codes | None = None,
+    told_Q: NDArray[np.int64] | None = None,
 ) -> Contexts:
     """For each query, the newest ``max_events`` events of its key that are strictly earlier than its as-of time.
 
     Without ``told_Q``, nothing is told of the requests.
     """
-    told_Q = np.zeros(len(key_Q), dtype=np.int16) if told_Q is None else told_Q
+    told_Q = np.zeros(len(key_Q), dtype=np.int64) if told_Q is None else told_Q
     first_Q, end_Q = span_before(log, key_Q, as_of_Q)
     start_Q = np.maximum(first_Q, end_Q - max_events)
     length_Q = end_Q - start_Q
@@ -190,7 +190,7 @@ def contexts_of(sequences: Sequence[Sequence[int]], as_of_ms: int, max_events: i
         offsets(length_Q),
         np.full(len(cut), as_of_ms, dtype=np.int64),
         np.full(len(cut), session, dtype=np.uint64),
-        np.zeros(len(cut), dtype=np.int16),
+        np.zeros(len(cut), dtype=np.int64),
     )
 
 

@@ -58,12 +58,12 @@ def tell_one(features: Sequence[str], said: Mapping[str, object]) -> int:
     )
 
 
-def request_of(told: Codes) -> Codes:
+def request_of(told: Codes) -> NDArray[np.int64]:
     """What the request that led to these events says: all but their kind.
 
     Attributes of the event's item, which come after the features, are left in: a request is read up to the features.
     """
-    return told & ~_MASK
+    return (told & ~_MASK).astype(np.int64)
 
 
 def kind_of(told: Codes) -> Codes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.inputs.contexts import ModelInputs, offsets
 from headrace.inputs.sessions import padded_begins
-from headrace.inputs.told import Codes, request_of
+from headrace.inputs.told import request_of
 from headrace.models.bins import Bins, join
 
 Bools = NDArray[np.bool_]
@@ -38,7 +38,7 @@ class SessionTokens:
     """When the session that a context token opens begins."""
     silence_ms_BC: Ints
     """How long nothing had happened then; -1: there is nothing before."""
-    told_BC: Codes
+    told_BC: Ints
     """What is told of the request that opens a session; 0: nothing, or none is opened."""
     event_N: Ints
     """Where events lie among the B x L of the batch, row after row."""
@@ -202,7 +202,7 @@ def _seen(
     return seen_BTT
 
 
-def _told(inputs: ModelInputs, column_BC: Ints, silence_ms_BC: Ints, gap_s: int) -> Codes:
+def _told(inputs: ModelInputs, column_BC: Ints, silence_ms_BC: Ints, gap_s: int) -> Ints:
     """What each context token's request says, where it opens a session; within one it says nothing new."""
     told_BZ = np.concatenate([request_of(inputs.kind_BL), inputs.told_B[:, None]], axis=1)
     told_BC = told_BZ[np.arange(len(column_BC))[:, None], column_BC]
