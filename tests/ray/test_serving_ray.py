@@ -40,7 +40,8 @@ def application(ray_cluster, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("served")
     store = Store(str(folder / "store"))
-    serve = ServeConfig(port=0, poll_s=0.02, client_rps=20.0, max_queued=QUEUED)
+    # nobody waits so long that a question which is to be turned away times out first
+    serve = ServeConfig(port=0, poll_s=0.02, client_rps=20.0, max_queued=QUEUED, request_timeout_s=60.0)
     serving = Serving()
     address = serving.start(Recipe(serve=serve, store=StoreConfig(uri=store.uri)), folder)
     yield store, address, serving
