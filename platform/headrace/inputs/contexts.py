@@ -71,13 +71,12 @@ class Contexts:
         length_P = np.maximum(taken.length_Q - back_P, 0)
         flat_T = ranges(taken.offset_R[:-1], length_P)
         next_P = np.minimum(taken.offset_R[:-1] + length_P, max(0, len(taken.ts_T) - 1))
-        as_of_P = taken.as_of_Q
+        as_of_P, told_P = taken.as_of_Q, taken.told_Q
         if len(taken.ts_T):
-            as_of_P = np.where(length_P < taken.length_Q, taken.ts_T[next_P], as_of_P)
+            is_within_P = length_P < taken.length_Q
+            as_of_P = np.where(is_within_P, taken.ts_T[next_P], as_of_P)
+            told_P = np.where(is_within_P, request_of(taken.kind_T[next_P]), told_P)
         events = (taken.item_T[flat_T], taken.ts_T[flat_T], taken.kind_T[flat_T])
-        told_P = taken.told_Q
-        if len(taken.kind_T):
-            told_P = np.where(length_P < taken.length_Q, request_of(taken.kind_T[next_P]), told_P)
         return Contexts(*events, offsets(length_P), as_of_P, taken.session_Q, told_P)
 
     def known(self, slot_I: NDArray[np.int64]) -> "Contexts":

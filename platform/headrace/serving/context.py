@@ -40,14 +40,14 @@ def look_up(loaded: Loaded, questions: Sequence[Question], as_of: Sequence[int])
     numbers = [_numbers(loaded, question.items) for question in questions]
     chosen = [_chosen(loaded, *asked) for asked in zip(questions, pasts, as_of, strict=True)]
     recent = [rows for rows, _ in chosen]
-    told = [tell_one(loaded.features, question.context) for question in questions]
+    told_Q = np.array([tell_one(loaded.features, question.context) for question in questions], dtype=np.int64)
     contexts = build_contexts(
-        _log(recent, numbers, as_of, [_met(loaded, *one) for one in zip(numbers, told, strict=True)]),
+        _log(recent, numbers, as_of, _met(loaded, numbers, told_Q)),
         np.arange(len(questions), dtype=np.uint64),
         np.array(as_of, dtype=np.int64),
         np.array([session for _, session in chosen], dtype=np.uint64),
         loaded.recommender.max_events,
-        np.array(told, dtype=np.int64),
+        told_Q,
     )
     num_sent = [len(number_L) for number_L in numbers]
     return Asked(
@@ -81,11 +81,12 @@ def _chosen(loaded: Loaded, question: Question, past: Columns | None, as_of_ms: 
     return of_session(past, session), session
 
 
-def _met(loaded: Loaded, number_L: NDArray[np.int64], code: int) -> Codes:
-    """What is told of items that were met as a request says."""
-    about_items = loaded.catalogue.listing.told(loaded.attributes, number_L)
-    told_L = np.full(len(number_L), code, dtype=np.int64)
-    return tell(told_L, about_items, tuple(about_items), first=1 + len(loaded.features))
+def _met(loaded: Loaded, numbers: Sequence[NDArray[np.int64]], told_Q: NDArray[np.int64]) -> list[Codes]:
+    """What is told of each question's items, which were met as it says."""
+    length_Q = [len(number_L) for number_L in numbers]
+    about_items = loaded.catalogue.listing.told(loaded.attributes, np.concatenate(numbers))
+    told_N = tell(np.repeat(told_Q, length_Q), about_items, tuple(about_items), first=1 + len(loaded.features))
+    return np.split(told_N, np.cumsum(length_Q)[:-1])
 
 
 def _log(
